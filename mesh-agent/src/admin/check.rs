@@ -1,0 +1,307 @@
+//! `meshctl check`: what stands between this node and a working mesh, each line with what to do about it. Every line can
+//! fail; none is printed for show.
+
+use std::time::{Duration, SystemTime};
+
+use mesh_api::proto::admin::CheckRow;
+use mesh_common::{HEARTBEAT_MAX_AGE_NS, PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
+
+use crate::{
+    certificates::CertificateFacts,
+    enrol::Pod,
+    kernel::{Fact, FactResult, MapFill, diag, precheck},
+};
+
+use super::Node;
+
+/// A certificate that ends sooner than this although it should have been renewed.
+const EXPIRY_WARNING: Duration = Duration::from_secs(3600);
+/// Listeners of a pod with an IPv4 and an IPv6 address, on each worker.
+const LISTENERS_PER_WORKER: usize = 6;
+/// Map fill, in percent, from which it is a warning; at 100 the next entry is refused.
+const FILL_WARNING: u64 = 80;
+/// Maps of handshakes under way, in which the oldest entry makes room: abandoned handshakes may fill them.
+const MAKES_ROOM: [&str; 2] = ["PENDING", "TICKET"];
+/// Source: Linux, include/net/tcp_states.h.
+const TCP_LISTEN: u8 = 10;
+
+/// All lines, kernel first.
+pub(super) fn all(node: &Node) -> Vec<CheckRow> {
+    let settings = &node.config.kernel;
+    let facts = precheck(&settings.cgroup_root, &settings.bpffs).into_iter().chain(node.kernel.facts());
+    let mut rows: Vec<CheckRow> = facts.map(from_fact).collect();
+    rows.extend([
+        maps(node),
+        descriptors(node.workers.len()),
+        workers(node),
+        control(node),
+        resources(node),
+        view(node),
+        trust(node),
+        certificates(node),
+        clock(node),
+        pods(node),
+        listeners(node),
+        older(node),
+    ]);
+    rows
+}
+
+fn from_fact(fact: Fact) -> CheckRow {
+    row(fact.name, fact.result, fact.text, &fact.remedy)
+}
+
+fn row(name: &str, result: FactResult, text: impl Into<String>, remedy: &str) -> CheckRow {
+    let result = match result {
+        FactResult::Ok => "ok",
+        FactResult::Warning => "warning",
+        FactResult::Failed => "failed",
+    };
+    CheckRow { name: name.into(), result: result.into(), text: text.into(), remedy: remedy.into() }
+}
+
+fn ok(name: &str, text: impl Into<String>) -> CheckRow {
+    row(name, FactResult::Ok, text, "")
+}
+
+fn failed(name: &str, text: impl Into<String>, remedy: &str) -> CheckRow {
+    row(name, FactResult::Failed, text, remedy)
+}
+
+fn warning(name: &str, text: impl Into<String>, remedy: &str) -> CheckRow {
+    row(name, FactResult::Warning, text, remedy)
+}
+
+fn maps(node: &Node) -> CheckRow {
+    match node.kernel.map_fill() {
+        Ok(maps) => fill(&maps),
+        Err(error) => failed("maps", error.to_string(), "restart the agent; if it stays, mesh-agent detach and run"),
+    }
+}
+
+fn fill(maps: &[MapFill]) -> CheckRow {
+    const REMEDY: &str = "raise the map's size (mesh-agent run --help) and start on a fresh --bpffs";
+    let is_full = maps.iter().any(|map| map.entries >= map.capacity && !MAKES_ROOM.contains(&map.name));
+    let full: Vec<String> = maps
+        .iter()
+        .filter(|map| map.entries * 100 >= map.capacity * FILL_WARNING)
+        .map(|map| format!("{} {}/{}", map.name, map.entries, map.capacity))
+        .collect();
+    match full.is_empty() {
+        true => ok("maps", format!("{} maps, none above {FILL_WARNING} %", maps.len())),
+        false if is_full => failed("maps", full.join(", "), REMEDY),
+        false => warning("maps", full.join(", "), REMEDY),
+    }
+}
+
+/// As enrolment asks before it takes a pod in.
+fn descriptors(workers: usize) -> CheckRow {
+    match crate::enrol::check_room((workers * LISTENERS_PER_WORKER) as u64) {
+        Ok(()) => ok("descriptors", "one more pod fits"),
+        Err(error) => failed("descriptors", error.to_string(), "raise NOFILE of the agent (LimitNOFILE= in its unit)"),
+    }
+}
+
+fn workers(node: &Node) -> CheckRow {
+    let alive = node.workers.iter().filter(|worker| worker.is_alive()).count();
+    if alive < node.workers.len() {
+        let text = format!("{alive} of {} worker threads run", node.workers.len());
+        return failed("workers", text, "restart the agent and report its log");
+    }
+    let beat = node.kernel.heartbeat_ages().unwrap_or_default();
+    let limit = Duration::from_nanos(HEARTBEAT_MAX_AGE_NS);
+    let late: Vec<String> = beat
+        .iter()
+        .enumerate()
+        .filter(|(_, age)| age.is_none_or(|age| age > limit))
+        .map(|(number, _)| number.to_string())
+        .collect();
+    match late.is_empty() && !beat.is_empty() {
+        true => ok("heartbeat", format!("{} workers beat", beat.len())),
+        false => failed(
+            "heartbeat",
+            format!("late or never: worker {}", late.join(", ")),
+            "without a View workers do not beat (see `view`); else the machine is overloaded",
+        ),
+    }
+}
+
+fn control(node: &Node) -> CheckRow {
+    let (status, address) = (node.control.load(), &node.config.control.uri);
+    match status.is_connected {
+        true => ok("control", format!("connected to {address}")),
+        false => failed(
+            "control",
+            format!("not connected to {address}: {}", status.last_error),
+            "is mesh-control reachable, are --control-root and --node-token those of this mesh?",
+        ),
+    }
+}
+
+fn resources(node: &Node) -> CheckRow {
+    let status = node.control.load();
+    let refused: Vec<&str> =
+        status.types.iter().map(|kind| kind.nack.as_str()).filter(|nack| !nack.is_empty()).collect();
+    match refused.is_empty() {
+        true => ok("resources", "everything that control sent was taken"),
+        false => failed("resources", refused.join("; "), "mend the named objects; their last good form is in force"),
+    }
+}
+
+fn view(node: &Node) -> CheckRow {
+    match node.view.load_full() {
+        Some(view) => ok("view", format!("generation {}", view.generation)),
+        None => failed("view", "none yet: connections through the agent are refused", "see `control`"),
+    }
+}
+
+fn trust(node: &Node) -> CheckRow {
+    let wallet = node.wallet.load();
+    let Some(trust) = &wallet.trust else {
+        return failed(
+            "trust_bundle",
+            "no root of the trust domain is known",
+            "see `control`; it comes with the first View",
+        );
+    };
+    let now = SystemTime::now();
+    let expired = |root: &&_| CertificateFacts::read(root).is_ok_and(|facts| facts.not_after <= now);
+    match trust.certificates.iter().filter(expired).count() {
+        0 => ok("trust_bundle", format!("{} roots, hash {}", trust.certificates.len(), trust.hash)),
+        count => failed("trust_bundle", format!("{count} roots have expired"), "rotate the root at mesh-control"),
+    }
+}
+
+fn certificates(node: &Node) -> CheckRow {
+    let (all, now) = (node.certificates.load(), SystemTime::now());
+    let mut bad = Vec::new();
+    let mut late = Vec::new();
+    for status in all.iter() {
+        match &status.certificate {
+            None => bad.push(format!("{}: none ({})", status.identity, status.error)),
+            Some(held) if held.not_after <= now => bad.push(format!("{}: expired ({})", status.identity, status.error)),
+            Some(held) if held.not_after <= now + EXPIRY_WARNING && !status.error.is_empty() => {
+                late.push(format!("{}: {}", status.identity, status.error));
+            }
+            Some(_) => {}
+        }
+    }
+    let remedy = "is the workload on this node in mesh-control's view? its log names the refusal";
+    match (bad.is_empty(), late.is_empty()) {
+        (true, true) => ok("certificates", format!("{} valid", all.len())),
+        (true, false) => warning("certificates", late.join("; "), remedy),
+        (false, _) => failed("certificates", bad.join("; "), remedy),
+    }
+}
+
+/// Certificates are valid from a minute before their issue: one that is not valid yet means that clocks differ.
+fn clock(node: &Node) -> CheckRow {
+    let (wallet, now) = (node.wallet.load(), SystemTime::now());
+    let early = wallet.certificates.values().find(|held| held.not_before > now);
+    match early {
+        None => ok("clock", "no certificate is from the future"),
+        Some(held) => failed(
+            "clock",
+            format!("the certificate of {} is not valid yet", held.identity),
+            "the clocks of this node and of mesh-control differ by more than a minute: synchronise them",
+        ),
+    }
+}
+
+fn pods(node: &Node) -> CheckRow {
+    let (pods, view) = (node.pods.load(), node.view.load_full().unwrap_or_default());
+    let pending: Vec<String> =
+        pods.by_uid.values().filter(|pod| pod.workload(&view).is_none()).map(|pod| name(pod)).collect();
+    match pending.is_empty() {
+        true => ok("pods", format!("{} enrolled", pods.by_uid.len())),
+        false => warning(
+            "pods",
+            format!("not in the View: {}", pending.join(", ")),
+            "does mesh-control have the pod with this name, service account and address?",
+        ),
+    }
+}
+
+/// Each pod's listeners are there, and nobody else listens on their ports.
+fn listeners(node: &Node) -> CheckRow {
+    let mut wrong = Vec::new();
+    let pods = node.pods.load();
+    for pod in pods.by_uid.values() {
+        let sockets = match diag::sockets(&pod.network_namespace) {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                wrong.push(format!("{}: {error}", name(pod)));
+                continue;
+            }
+        };
+        for port in [PORT_OUTBOUND, PORT_PLAINTEXT, PORT_HBONE] {
+            for address in &pod.addresses {
+                let is_ours = |socket: &&diag::TcpSocket| {
+                    socket.state == TCP_LISTEN && socket.local.port() == port && socket.local.ip() == *address
+                };
+                let count = sockets.iter().filter(is_ours).count();
+                if count != node.workers.len() {
+                    wrong.push(format!(
+                        "{}: {count} of {} listeners on {address}:{port}",
+                        name(pod),
+                        node.workers.len()
+                    ));
+                }
+            }
+        }
+    }
+    let remedy = "a process of the pod may hold the port; withdraw the pod, free the port and enrol it again";
+    match wrong.is_empty() {
+        true => ok("listeners", format!("in place in {} pods", pods.by_uid.len())),
+        false => failed("listeners", wrong.join("; "), remedy),
+    }
+}
+
+fn older(node: &Node) -> CheckRow {
+    let (older, pods) = (node.older.load(), node.pods.load());
+    let named: Vec<String> = older
+        .iter()
+        .filter_map(|(uid, cookies)| Some(format!("{}: {}", name(pods.by_uid.get(uid)?), cookies.len())))
+        .collect();
+    match named.is_empty() {
+        true => ok("before_enrolment", "no connection is older than its pod's enrolment"),
+        false => warning(
+            "before_enrolment",
+            format!("connections that the mesh does not protect: {}", named.join(", ")),
+            "they end with their processes; restart these, or make the workload STRICT to close them",
+        ),
+    }
+}
+
+fn name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(row: &CheckRow) -> (&str, &str) {
+        (&row.name, &row.result)
+    }
+
+    #[test]
+    fn a_map_is_a_warning_before_it_is_full() {
+        let at = |entries| fill(&[MapFill { name: "PODS", entries, capacity: 100 }]);
+        let results = [79, 80, 99, 100].map(at);
+        let expected = [("maps", "ok"), ("maps", "warning"), ("maps", "warning"), ("maps", "failed")];
+        assert_eq!(results.each_ref().map(result), expected);
+        let handshakes = fill(&[MapFill { name: "TICKET", entries: 100, capacity: 100 }]);
+        assert_eq!(result(&handshakes), ("maps", "warning"));
+        assert!(results[3].text.contains("PODS 100/100") && !results[3].remedy.is_empty());
+    }
+
+    #[test]
+    fn descriptors_fail_when_no_further_pod_fits() {
+        let limit = crate::enrol::raise_limit().unwrap();
+        assert_eq!(result(&descriptors(1)), ("descriptors", "ok"));
+        let full = descriptors(usize::try_from(limit).unwrap());
+        assert_eq!(result(&full), ("descriptors", "failed"));
+        assert!(!full.remedy.is_empty());
+    }
+}

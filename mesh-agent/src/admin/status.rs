@@ -1,0 +1,34 @@
+//! Is the agent in sync?
+
+use mesh_api::proto::admin::{ResourceTypeStatus, StatusResponse};
+
+use super::Node;
+
+pub(super) fn status(node: &Node) -> StatusResponse {
+    let control = node.control.load();
+    let wallet = node.wallet.load();
+    StatusResponse {
+        node: node.config.node.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        state: node.readiness().label().into(),
+        control: if control.is_connected { "connected" } else { "disconnected" }.into(),
+        control_address: node.config.control.uri.clone(),
+        last_error: control.last_error.clone(),
+        view_age_ms: control.view_published.map_or(0, |published| published.elapsed().as_millis() as u64),
+        resource_types: control
+            .types
+            .iter()
+            .map(|status| ResourceTypeStatus {
+                type_url: status.type_url.into(),
+                resources: status.resources as u32,
+                nonce: status.nonce.clone(),
+                synced: control.is_connected && status.is_complete && status.nack.is_empty(),
+                nack: status.nack.clone(),
+            })
+            .collect(),
+        pods: node.pods.load().by_uid.len() as u32,
+        workers: node.config.kernel.workers,
+        trust_bundle_hash: wallet.trust.as_ref().map(|trust| trust.hash.clone()).unwrap_or_default(),
+        uptime_ms: node.started.elapsed().as_millis() as u64,
+    }
+}

@@ -1,0 +1,69 @@
+//! Keys and certificates of the workloads of this node, and the roots that peers are verified against. Only this node's
+//! identities are asked for; a key never leaves the process and ends with it: a restarted agent asks for new certificates.
+
+mod bundle;
+mod facts;
+mod keeper;
+mod renewal;
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub use bundle::BundleError;
+pub use facts::{CertificateFacts, FactsError};
+pub use keeper::{CertificateStatus, Keeper, SharedCertificateStatus};
+pub use request::{CertificateError, CertificateRequest};
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use arc_swap::ArcSwap;
+use mesh_api::Identity;
+use rustls::{RootCertStore, pki_types::CertificateDer, sign::CertifiedKey};
+
+/// A certificate that is ready to be used in a handshake.
+#[derive(Debug)]
+pub struct WorkloadCertificate {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Chain (leaf first, without roots) and private key.
+    pub certified_key: Arc<CertifiedKey>,
+    /// Hexadecimal, as `openssl x509 -serial` prints it.
+    pub serial: String,
+    /// Start of its validity, which lies before its issue.
+    pub not_before: SystemTime,
+    /// End of its validity.
+    pub not_after: SystemTime,
+}
+
+/// The roots of the trust domain.
+#[derive(Debug)]
+pub struct TrustBundle {
+    /// What verifiers take.
+    pub roots: Arc<RootCertStore>,
+    /// The same as certificates, in the order of publication.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// SHA-256 of the PEM texts in order, hexadecimal; what control compares during a rotation.
+    pub hash: String,
+}
+
+/// What handshakes read; swapped as a whole when a certificate is issued, renewed or dropped.
+#[derive(Debug, Clone, Default)]
+pub struct Wallet {
+    /// One for each identity of this node that has been issued one.
+    pub certificates: HashMap<Identity, Arc<WorkloadCertificate>>,
+    /// None until control has said which roots there are.
+    pub trust: Option<Arc<TrustBundle>>,
+}
+
+/// The wallet of now, shared by all threads. Read without a lock.
+pub type SharedWallet = Arc<ArcSwap<Wallet>>;
+
+/// Lower-case digits without separators.
+fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

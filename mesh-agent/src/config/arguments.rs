@@ -1,0 +1,146 @@
+//! The command line as given; nothing is checked here beyond its shape.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{kernel::MapSizes, telemetry::AccessFormat};
+
+/// The per-node agent of the mesh.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What the agent can be told to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Steer this node's pods until told to stop.
+    Run(Box<RunArguments>),
+    /// Say whether this node can run the agent, without one running; exit code 1 when something is missing.
+    Check(CheckArguments),
+    /// Remove all programs, maps and pins of this node: plain networking is back.
+    Detach(DetachArguments),
+}
+
+/// Arguments of `run`, as given.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// Name of this node, as the control daemon knows it.
+    #[arg(long)]
+    pub node: String,
+    /// The cgroup (v2) above all pods of the node and the agent; hooks are attached there.
+    #[arg(long)]
+    pub cgroup_root: PathBuf,
+    /// Mount point of a bpffs of the agent's own; mounted when it is not.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// Directory of the admin socket and of what outlives a restart.
+    #[arg(long)]
+    pub run_dir: PathBuf,
+    /// The control daemon, https://HOST:PORT.
+    #[arg(long)]
+    pub control: String,
+    /// PEM file of the roots that the control daemon is verified against; read again at every connection.
+    #[arg(long)]
+    pub control_root: PathBuf,
+    /// Name in the control daemon's certificate.
+    #[arg(long, default_value = "mesh-control")]
+    pub control_name: String,
+    /// File with this node's token; read again at every connection.
+    #[arg(long)]
+    pub node_token: PathBuf,
+    /// Where Prometheus scrapes /metrics.
+    #[arg(long, default_value = "0.0.0.0:15020")]
+    pub metrics_address: String,
+    /// Where /healthz/ready answers.
+    #[arg(long, default_value = "0.0.0.0:15021")]
+    pub ready_address: String,
+    /// Where operators look; must be a loopback address.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    pub admin_address: String,
+    /// Worker threads; default: cores by the cgroup's CPU quota, at most 4.
+    #[arg(long)]
+    pub workers: Option<u32>,
+    /// Log filter, e.g. info,mesh_agent::path=debug; `meshctl log` changes it while running.
+    #[arg(long, default_value = "info")]
+    pub log: String,
+    /// Shape of log lines.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// One line per connection, on standard output.
+    #[arg(long, default_value = "text", value_name = "text|json|off")]
+    pub access_log: AccessFormat,
+    /// How long new direct connections of a node are allowed after the agent's last heartbeat (e.g. 60s; 0 refuses at once).
+    #[arg(long, default_value = "60s")]
+    pub direct_max_age: String,
+    /// How long connections may go on after SIGTERM.
+    #[arg(long, default_value = "5s")]
+    pub drain_time: String,
+    /// Sizes of the kernel's maps.
+    #[command(flatten)]
+    pub maps: MapArguments,
+}
+
+/// Sizes of the kernel's maps; they hold for maps that this start creates.
+#[derive(Debug, Args)]
+pub struct MapArguments {
+    /// Enrolled pods.
+    #[arg(long, default_value_t = MapSizes::default().pods)]
+    pub max_pods: u32,
+    /// Service address and port pairs.
+    #[arg(long, default_value_t = MapSizes::default().services)]
+    pub max_services: u32,
+    /// Slots of all services together, old and new ones during a change.
+    #[arg(long, default_value_t = MapSizes::default().backends)]
+    pub max_service_slots: u32,
+    /// Pairs of policy classes and ports.
+    #[arg(long, default_value_t = MapSizes::default().policies)]
+    pub max_policy_pairs: u32,
+    /// Handshakes under way.
+    #[arg(long, default_value_t = MapSizes::default().handshakes)]
+    pub max_handshakes: u32,
+    /// Live connections that are listed.
+    #[arg(long, default_value_t = MapSizes::default().flows)]
+    pub max_flows: u32,
+    /// Bytes of the ring buffer of connection records; a power of two.
+    #[arg(long, default_value_t = MapSizes::default().event_bytes)]
+    pub event_bytes: u32,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// As given to `run`.
+    #[arg(long)]
+    pub cgroup_root: PathBuf,
+    /// As given to `run`.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArguments {
+    /// As given to `run`.
+    #[arg(long)]
+    pub bpffs: PathBuf,
+    /// As given to `run`.
+    #[arg(long)]
+    pub run_dir: PathBuf,
+    /// As given to `run`.
+    #[arg(long)]
+    pub cgroup_root: PathBuf,
+}
+
+/// Shape of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}

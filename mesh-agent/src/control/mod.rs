@@ -1,0 +1,18 @@
+//! The agent's side of the control protocol: one TLS connection, one delta xDS stream on it, the certificate service
+//! beside it. Hands resources to `view::Store`, publishes Views, answers on-demand questions, and keeps trying for as
+//! long as control is away: the last View stays in force. Never touches a workload's connection.
+
+mod backoff;
+mod client;
+mod dial;
+mod exchange;
+mod status;
+mod subscription;
+#[cfg(test)]
+mod tests;
+
+pub use backoff::Backoff;
+pub use client::{Client, Published};
+pub(crate) use dial::causes;
+pub use dial::{Bearer, ControlAddress, DialError, Line};
+pub use status::{ControlStatus, SharedControlStatus, TypeStatus};

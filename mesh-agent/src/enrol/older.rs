@@ -1,0 +1,89 @@
+//! Connections that a pod had before it was enrolled: not steered, so listed as such, and closed when its policy refuses
+//! callers without an identity (STRICT). Never touches a connection that was opened after enrolment.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    kernel::{Kernel, KernelError, diag},
+    path::{Source, Verdict, judge},
+    view::View,
+};
+
+use super::Pod;
+
+/// Source: Linux, include/net/tcp_states.h: established, both FIN_WAITs, CLOSE_WAIT.
+const CONNECTED_STATES: [u8; 4] = [1, 4, 5, 8];
+
+/// As above.
+const LISTEN: u8 = 10;
+
+/// Cookies of the older connections' sockets by pod uid; read without a lock.
+pub type SharedOlder = Arc<ArcSwap<HashMap<Arc<str>, HashSet<u64>>>>;
+
+/// The pod's connections that the hooks have not seen begin: not in FLOWS and not the agent's own. Asked right after
+/// steering is in force.
+///
+/// # Errors
+/// The kernel does not list sockets or flows.
+pub fn find(kernel: &Kernel, pod: &Pod) -> Result<HashSet<u64>, KernelError> {
+    // Sockets before flows: what is established in between is then in FLOWS.
+    let sockets = diag::sockets(&pod.network_namespace)?;
+    let steered: HashSet<u64> = kernel.flows()?.into_iter().map(|row| row.socket).collect();
+    let own = own_inodes();
+    let older = sockets.into_iter().filter(|socket| {
+        CONNECTED_STATES.contains(&socket.state)
+            && socket.inode != 0
+            && !own.contains(&socket.inode)
+            && !steered.contains(&socket.cookie)
+            && !socket.local.ip().is_loopback()
+            && socket.local.ip() != socket.remote.ip()
+            && !mesh_common::is_own_port(socket.local.port())
+    });
+    Ok(older.map(|socket| socket.cookie).collect())
+}
+
+/// Closes those that the pod's policy refuses, and forgets those that have ended. How many were closed.
+///
+/// # Errors
+/// The kernel does not list sockets.
+pub fn judge_again(view: &View, pod: &Pod, older: &mut HashSet<u64>) -> Result<usize, KernelError> {
+    let Some(workload) = pod.workload(view) else { return Ok(0) };
+    let sockets = diag::sockets(&pod.network_namespace)?;
+    let listening: HashSet<u16> =
+        sockets.iter().filter(|socket| socket.state == LISTEN).map(|socket| socket.local.port()).collect();
+    let mut alive = HashSet::new();
+    let mut closed = 0;
+    for socket in sockets.iter().filter(|socket| older.contains(&socket.cookie)) {
+        // Whoever is at the other end has proved nothing: the same question as for a plaintext caller.
+        let stranger = Source { identity: None, address: socket.remote.ip() };
+        let verdict = judge(view, &stranger, workload, socket.local.ip(), socket.local.port()).verdict;
+        // One that the pod dialled is no caller: an ALLOW that does not name it says nothing, a DENY (STRICT) does.
+        let is_refused =
+            verdict == Verdict::Denied || listening.contains(&socket.local.port()) && !verdict.is_allowed();
+        if !is_refused {
+            alive.insert(socket.cookie);
+        } else if diag::destroy(&pod.network_namespace, socket)? {
+            closed += 1;
+        }
+    }
+    *older = alive;
+    Ok(closed)
+}
+
+/// Inodes of the sockets of this process.
+fn own_inodes() -> HashSet<u32> {
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return HashSet::new() };
+    descriptors
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect()
+}

@@ -1,0 +1,59 @@
+//! The registry's door: what the admin socket asks of it, one at a time.
+
+use mesh_api::proto::admin::{EnrolRequest, Pod as PodMessage, PodEvent};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::EnrolError;
+
+/// Requests that wait; more make the caller wait.
+const QUEUE: usize = 64;
+
+/// One request and where its answer goes.
+#[derive(Debug)]
+pub(super) enum Request {
+    Enrol(Box<EnrolRequest>, oneshot::Sender<Result<(), EnrolError>>),
+    Withdraw(String, oneshot::Sender<Result<(), EnrolError>>),
+    List(oneshot::Sender<(Vec<PodMessage>, broadcast::Receiver<PodEvent>)>),
+}
+
+/// Asks the registry; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Enrolment(mpsc::Sender<Request>);
+
+impl Enrolment {
+    /// Both ends.
+    pub(super) fn channel() -> (Self, mpsc::Receiver<Request>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
+    /// Enrols a pod; answers when steering is in force.
+    ///
+    /// # Errors
+    /// See [`EnrolError`]: the caller's, but for [`EnrolError::Node`].
+    pub async fn enrol(&self, request: EnrolRequest) -> Result<(), EnrolError> {
+        self.ask(|answer| Request::Enrol(Box::new(request), answer)).await?
+    }
+
+    /// Withdraws a pod; answers when all its sockets are closed and steering is off. No error when it is not enrolled.
+    ///
+    /// # Errors
+    /// The kernel refuses; the pod is withdrawn as far as possible.
+    pub async fn withdraw(&self, uid: String) -> Result<(), EnrolError> {
+        self.ask(|answer| Request::Withdraw(uid, answer)).await?
+    }
+
+    /// The pods of now, and every change from then on.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn list(&self) -> Result<(Vec<PodMessage>, broadcast::Receiver<PodEvent>), EnrolError> {
+        self.ask(Request::List).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, EnrolError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(request(answer)).await.map_err(|_| EnrolError::Stopping)?;
+        answered.await.map_err(|_| EnrolError::Stopping)
+    }
+}

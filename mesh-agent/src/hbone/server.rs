@@ -1,0 +1,168 @@
+//! The server's end of one tunnel: TLS, HTTP/2, and CONNECT requests handed out one by one. Judges their shape only; whether
+//! a request may go on is the path's to say.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use rustls::ServerConfig;
+use tokio::{net::TcpStream, time::Instant};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{
+    CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST, SERVER_STREAMS,
+    STREAM_WINDOW, Stream, TLS_BUFFER,
+    client::{Peer, peer_of, until_retirement},
+    keepalive,
+    wire::{Orderly, Wire},
+};
+use crate::{
+    certificates::WorkloadCertificate,
+    drain::{Drain, Phase},
+};
+
+/// Why a tunnel was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No certificate, a wrong one, another protocol, or a peer that went away.
+    #[error("TLS handshake: {0}")]
+    Tls(#[source] io::Error),
+    /// No HTTP/2 after the handshake.
+    #[error("HTTP/2: {0}")]
+    Http(#[source] h2::Error),
+    /// The handshakes took too long.
+    #[error("handshake: no answer")]
+    Timeout,
+}
+
+/// An accepted tunnel.
+pub struct Server {
+    connection: Connection<TlsStream<Wire>, Bytes>,
+    orderly: Orderly,
+    retires_at: Instant,
+    /// Who has opened it.
+    pub peer: Rc<Peer>,
+}
+
+impl Server {
+    /// Handshakes on an accepted socket. `certificate` is the one in `config`: GOAWAY is sent at two thirds of its life (taken
+    /// after that, at its end).
+    ///
+    /// # Errors
+    /// TLS or HTTP/2 failed or took more than ten seconds; no request was read.
+    pub async fn accept(
+        socket: TcpStream,
+        config: Arc<ServerConfig>,
+        certificate: &WorkloadCertificate,
+    ) -> Result<Self, ServerError> {
+        let handshakes = async {
+            let (wire, orderly) = Wire::new(socket);
+            let session = TlsAcceptor::from(config)
+                .accept_with(wire, |session| session.set_buffer_limit(Some(TLS_BUFFER)))
+                .await
+                .map_err(ServerError::Tls)?;
+            let peer = Rc::new(peer_of(session.get_ref().1).map_err(ServerError::Tls)?);
+            let connection = builder().handshake(session).await.map_err(ServerError::Http)?;
+            let retires_at = Instant::now() + until_retirement(certificate, SystemTime::now());
+            Ok(Self { connection, orderly, retires_at, peer })
+        };
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or(Err(ServerError::Timeout))
+    }
+
+    /// Hands out requests until the tunnel has ended. `draining` says GOAWAY and lets streams end, `closing` waits half a
+    /// second for it and resets.
+    pub async fn run(mut self, drain: &Drain, mut incoming: impl FnMut(Incoming)) {
+        let dead = keepalive::until_dead(self.connection.ping_pong());
+        let mut dead = std::pin::pin!(dead);
+        let mut draining = std::pin::pin!(drain.reached(Phase::Draining));
+        let mut closing = std::pin::pin!(async {
+            drain.reached(Phase::Closing).await;
+            tokio::time::sleep(CLOSE_TIMEOUT).await;
+        });
+        let mut is_draining = false;
+        loop {
+            tokio::select! {
+                accepted = self.connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => incoming(Incoming { request, respond }),
+                    Some(Err(error)) => {
+                        tracing::debug!(peer = %self.peer.identity, %error, "tunnel lost");
+                        return;
+                    }
+                    None => break self.orderly.set(),
+                },
+                () = &mut dead => {
+                    tracing::info!(peer = %self.peer.identity, "tunnel dead: no answer to PING");
+                    return;
+                }
+                () = &mut draining, if !is_draining => {
+                    is_draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = tokio::time::sleep_until(self.retires_at), if !is_draining => {
+                    is_draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                () = &mut closing => return,
+            }
+        }
+    }
+}
+
+fn builder() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(SERVER_HEADER_LIST)
+        .max_concurrent_streams(SERVER_STREAMS)
+        .max_send_buffer_size(SEND_BUFFER);
+    builder
+}
+
+/// One request. Dropped without an answer, its stream is reset.
+pub struct Incoming {
+    request: Request<h2::RecvStream>,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    /// Where the peer wants to go.
+    ///
+    /// # Errors
+    /// The status to answer: the method is not CONNECT, or the authority is no address and port. Names are not resolved.
+    pub fn authority(&self) -> Result<SocketAddr, StatusCode> {
+        if self.request.method() != Method::CONNECT {
+            return Err(StatusCode::BAD_REQUEST);
+        }
+        let authority = self.request.uri().authority().ok_or(StatusCode::BAD_REQUEST)?;
+        authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)
+    }
+
+    /// The request's headers: claims of the peer, for display only.
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// Answers with a refusal.
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // It fails when the stream is gone already.
+        self.respond.send_response(response, true).ok();
+    }
+
+    /// Answers 200: bytes pass from now on.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<Stream, io::Error> {
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response.headers_mut().insert("baggage", baggage);
+        }
+        let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
+        Ok(Stream::new(send, self.request.into_body(), None))
+    }
+}

@@ -1,0 +1,94 @@
+//! Cgroups (v2) by id and level, as the hooks know them. Never creates or moves one.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::KernelError;
+
+/// Source: Linux, include/uapi/linux/magic.h.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+/// The id of the hierarchy's root.
+const ROOT_ID: u64 = 1;
+/// What the names of the cgroups above pods begin with, below the agent's root.
+const PODS: &str = "kubepods";
+
+/// A cgroup as the hooks see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// Its id.
+    pub id: u64,
+    /// Its depth: 0 is the root of the hierarchy.
+    pub level: u32,
+}
+
+impl PodCgroup {
+    /// Finds the cgroup of a directory.
+    ///
+    /// # Errors
+    /// The directory is not there, is no cgroup v2, or the hierarchy's root cannot be reached from it (a container that sees
+    /// only a part of the hierarchy).
+    pub fn find(path: &Path) -> Result<Self, KernelError> {
+        let failed = |source| KernelError::system(format!("looking at cgroup {}", path.display()), source);
+        let wrong = |reason| KernelError::Path { path: path.to_owned(), reason };
+        let path = fs::canonicalize(path).map_err(failed)?;
+        if rustix::fs::statfs(&path).map_err(|source| failed(source.into()))?.f_type.cast_unsigned() != CGROUP2_MAGIC {
+            return Err(wrong("is not a cgroup v2"));
+        }
+        let own = fs::metadata(&path).map_err(failed)?;
+        for (directory, level) in path.ancestors().zip(0..) {
+            let ancestor = fs::metadata(directory).map_err(failed)?;
+            if ancestor.dev() != own.dev() {
+                break;
+            }
+            if ancestor.ino() == ROOT_ID {
+                return Ok(Self { id: own.ino(), level });
+            }
+        }
+        Err(wrong("is not below the root of the cgroup hierarchy as this process sees it"))
+    }
+}
+
+/// The cgroup that the hooks are attached to.
+#[derive(Debug)]
+pub(super) struct CgroupRoot {
+    path: PathBuf,
+    fd: OwnedFd,
+    id: u64,
+}
+
+impl CgroupRoot {
+    /// Opens it.
+    pub(super) fn open(path: &Path) -> Result<Self, KernelError> {
+        let cgroup = PodCgroup::find(path)?;
+        let fd = File::open(path)
+            .map_err(|source| KernelError::system(format!("opening cgroup {}", path.display()), source))?;
+        Ok(Self { path: path.to_owned(), fd: fd.into(), id: cgroup.id })
+    }
+
+    /// Its id.
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The cgroups above pods (`ROOT/kubepods*`) that are there now.
+    pub(super) fn above_pods(&self) -> Result<Vec<PodCgroup>, KernelError> {
+        let failed = |source| KernelError::system(format!("reading cgroup {}", self.path.display()), source);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_directory = entry.file_type().map_err(failed)?.is_dir();
+            if is_directory && entry.file_name().to_string_lossy().starts_with(PODS) {
+                found.push(PodCgroup::find(&entry.path())?);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl AsFd for CgroupRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,24 @@
+//! The per-node agent. `path` is a connection's way from accept to the last copied byte; everything else feeds it:
+//! `kernel` steers sockets to it, `control` and `view` say what the mesh looks like, `certificates` and `tls` prove who
+//! is who, `enrol` knows the pods of this node, `steer` compiles what the kernel may decide alone, `admin` and
+//! `telemetry` show what happened.
+
+pub mod admin;
+pub mod agent;
+pub mod certificates;
+pub mod config;
+pub mod control;
+pub mod drain;
+pub mod enrol;
+pub mod hbone;
+pub mod kernel;
+mod memory;
+pub mod net;
+pub mod path;
+pub mod steer;
+pub mod telemetry;
+pub mod tls;
+pub mod view;
+
+#[cfg(test)]
+pub(crate) mod proving;

@@ -1,0 +1,80 @@
+//! What a worker is given: the shared state of the agent, read without a lock, and the kernel that steers to it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::origin::OriginError;
+use crate::{
+    certificates::SharedWallet,
+    enrol::SharedPods,
+    kernel::{self, Kernel, NetworkNamespace},
+    net::Place,
+    telemetry::Telemetry,
+    view::{Demand, SharedView},
+};
+
+/// Shared by all workers.
+#[derive(Debug)]
+pub struct Context {
+    /// The kernel side.
+    pub steering: Steering,
+    /// The View of now.
+    pub view: SharedView,
+    /// Changes after each swap of the View, the wallet or the pods: live connections are judged again, held ones retried.
+    pub view_changes: watch::Receiver<u64>,
+    /// The pods of this node.
+    pub pods: SharedPods,
+    /// Certificates and roots.
+    pub wallet: SharedWallet,
+    /// Asks control for what the View lacks.
+    pub demand: Demand,
+    /// Counts and logs.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// Where connections are steered from, and where sockets are opened.
+#[derive(Debug)]
+pub enum Steering {
+    /// The hooks of this node.
+    Kernel(Arc<Kernel>),
+    /// No hook: every outbound connection is said to have dialled this, and sockets are opened where the thread is.
+    #[cfg(test)]
+    Fixed(kernel::Origin),
+}
+
+impl Steering {
+    /// What the client behind a socket accepted on 15001 dialled.
+    ///
+    /// # Errors
+    /// It was not redirected, or the kernel cannot be asked.
+    pub(super) fn origin(&self, accepted: &tokio::net::TcpStream) -> Result<kernel::Origin, OriginError> {
+        match self {
+            Self::Kernel(kernel) => kernel.origin(accepted)?.ok_or(OriginError::NotRedirected),
+            #[cfg(test)]
+            Self::Fixed(origin) => Ok(*origin),
+        }
+    }
+
+    /// The inside of a pod's namespace.
+    pub(super) fn place<'a>(&'a self, namespace: &'a NetworkNamespace) -> Place<'a> {
+        match self {
+            Self::Kernel(kernel) => Place::Pod(kernel, namespace),
+            #[cfg(test)]
+            Self::Fixed(_) => Place::Here,
+        }
+    }
+
+    /// Says that a worker is alive and holds a View.
+    pub(super) fn heartbeat(&self, worker: u32) {
+        match self {
+            Self::Kernel(kernel) => {
+                if let Err(error) = kernel.heartbeat(worker) {
+                    tracing::warn!(worker, %error, "heartbeat");
+                }
+            }
+            #[cfg(test)]
+            Self::Fixed(_) => (),
+        }
+    }
+}

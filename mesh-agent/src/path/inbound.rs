@@ -1,0 +1,157 @@
+//! The story of a connection that arrives through a tunnel: verified certificate, checked request, judged, carried to the
+//! application. A request that fails is answered with its status; the tunnel goes on.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use http::StatusCode;
+use mesh_api::Identity;
+
+use super::{
+    accept::Accepted,
+    authorize::{Permit, authorize},
+    connect::{Dialler, Upstream, connect},
+    copy::{End, copy},
+    failure::{Cut, Failure},
+    local::{Local, PodState},
+    origin::{self, Origin},
+    outcome::{Direction, Outcome},
+    resolve::{self, ResolveError},
+};
+use crate::{
+    drain::Phase,
+    hbone::{self, Baggage, Incoming, Peer, Server, ServerError},
+    telemetry::Party,
+    view::View,
+};
+
+/// One tunnel, by its two addresses and its verified peer.
+struct Tunnel {
+    local: SocketAddr,
+    remote: SocketAddr,
+    peer: Rc<Peer>,
+}
+
+/// A tunnel from its first byte to its last; each request in it is a connection of its own.
+pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
+    let remote = origin::canonical(accepted.peer);
+    let handshake = tokio::select! {
+        handshake = handshake(&worker, &pod, accepted) => handshake,
+        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
+    };
+    match handshake {
+        Ok((server, local)) => {
+            let tunnel = Rc::new(Tunnel { local, remote, peer: server.peer.clone() });
+            let (requests, drain) = (pod.drain.clone(), pod.drain.clone());
+            let take = move |incoming| {
+                requests.spawn_local(carry_request(worker.clone(), pod.clone(), tunnel.clone(), incoming));
+            };
+            server.run(&drain, take).await;
+        }
+        Err(failure) => Outcome::open(&worker, &pod.pod, Direction::Inbound, remote).close(Err(failure)),
+    }
+}
+
+async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Server, SocketAddr), Failure> {
+    let view = worker.view().ok_or(Failure::Starting)?;
+    let local = accepted.socket.local_addr().map_err(ServerError::Tls)?;
+    let identity = origin::pod_identity(&pod.pod, &view.mesh).map_err(origin::OriginError::Identity)?;
+    let missing = |error| Failure::Tunnel(ServerError::Tls(std::io::Error::other(error)));
+    let credentials = worker.credentials(&identity).await.map_err(missing)?;
+    let config = worker.server_config(&identity, &credentials, &view.mesh.trust_domain).map_err(missing)?;
+    let server = Server::accept(accepted.socket, config, &credentials.certificate).await?;
+    Ok((server, origin::canonical(local)))
+}
+
+async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>, incoming: Incoming) {
+    let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, tunnel.remote);
+    let live = outcome.live.clone();
+    outcome.tunnelled(&tunnel.peer);
+    let result = tokio::select! {
+        biased;
+        cut = live.until_cut() => Err(Failure::Cut(cut)),
+        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
+        result = carry(&worker, &pod, &tunnel, incoming, &outcome) => result,
+    };
+    outcome.close(result);
+}
+
+async fn carry(
+    worker: &Rc<Local>,
+    pod: &PodState,
+    tunnel: &Tunnel,
+    incoming: Incoming,
+    outcome: &Outcome,
+) -> Result<(), Failure> {
+    let reached = reach(worker, pod, tunnel, &incoming, outcome).await;
+    let (upstream, baggage) = match reached {
+        Ok(reached) => reached,
+        Err(failure) => {
+            incoming.refuse(failure.status());
+            return Err(failure);
+        }
+    };
+    // The stream is gone when the peer gave up meanwhile.
+    let accepted = incoming.accept(baggage).map_err(super::copy::CopyError::Downstream)?;
+    Ok(copy(End::Stream(accepted), upstream.end, &outcome.live.transfer).await?)
+}
+
+/// Everything before the 200, in the order that decides which status a request gets.
+async fn reach(
+    worker: &Rc<Local>,
+    pod: &PodState,
+    tunnel: &Tunnel,
+    incoming: &Incoming,
+    outcome: &Outcome,
+) -> Result<(Upstream, Option<http::HeaderValue>), Failure> {
+    let origin = request_origin(tunnel, incoming)?;
+    let view = worker.view().ok_or(Failure::Starting)?;
+    outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, incoming));
+    let (view, permit) = permit(worker, pod, &origin, outcome).await?;
+    let route = permit.route().clone();
+    let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
+    let upstream = connect(permit, dialler).await?;
+    outcome.connected(&route, &upstream);
+    let baggage = route.next_hop.workload().and_then(|workload| Baggage::header(workload));
+    Ok((upstream, baggage))
+}
+
+fn request_origin(tunnel: &Tunnel, incoming: &Incoming) -> Result<Origin, Failure> {
+    let authority = origin::canonical(incoming.authority().map_err(Failure::Request)?);
+    if authority.ip() != tunnel.local.ip() {
+        return Err(Failure::Request(StatusCode::BAD_REQUEST));
+    }
+    // Else the app sees the tunnel's port: the address is proved, the port a courtesy.
+    let source = hbone::forwarded_for(incoming.headers(), tunnel.remote.ip()).unwrap_or(tunnel.remote);
+    Ok(origin::tunnel(tunnel.peer.identity.clone(), source, authority))
+}
+
+/// Resolves and judges by the View of now; a pod that is not in it yet is waited for. Also the plaintext story's.
+pub(super) async fn permit(
+    worker: &Local,
+    pod: &PodState,
+    origin: &Origin,
+    outcome: &Outcome,
+) -> Result<(std::sync::Arc<View>, Permit), Failure> {
+    let resolve = || {
+        let view = worker.view().ok_or(ResolveError::Pending)?;
+        let route = resolve::inbound(&view, &pod.pod, origin.destination)?;
+        Ok((view, route))
+    };
+    let (view, route) = worker.hold(resolve, |error: &ResolveError| *error == ResolveError::Pending).await?;
+    outcome.routed(&route);
+    let permit = authorize(&view, &origin.source, route).map_err(|decision| Failure::Denied(decision.into()))?;
+    outcome.permitted(&permit, origin);
+    Ok((view, permit))
+}
+
+/// For display: the workload at the tunnel's address, if the certificate says that it is that one's; else its own words.
+fn source(view: &View, identity: &Identity, origin: &Origin, incoming: &Incoming) -> Party {
+    let workload = view.workload_at(origin.source_address.ip()).filter(|workload| workload.identity == *identity);
+    let claimed = workload.is_none().then(|| Baggage::read(incoming.headers()));
+    Party {
+        workload: workload.cloned(),
+        identity: Some(identity.clone()),
+        claimed,
+        address: Some(origin.source_address),
+    }
+}

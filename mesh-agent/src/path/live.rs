@@ -1,0 +1,164 @@
+//! The connections of one worker while they live: shown by `meshctl sockets`, judged again on each new View, cut when they
+//! must end. Belongs to its thread; nothing here locks.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    authorize::{Source, judge},
+    copy::Transfer,
+    failure::Cut,
+    origin::workload_of,
+};
+use crate::{
+    enrol::Pod,
+    telemetry::{ConnectionRecord, Series, Unreported},
+    view::View,
+};
+
+/// What was judged, so that it can be again.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub source: Source,
+    /// The destination, of this node.
+    pub pod: Arc<Pod>,
+    pub address: SocketAddr,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub id: u64,
+    /// The pod of this node at whose listener it arrived.
+    pub pod: Arc<Pod>,
+    pub started: Instant,
+    pub record: RefCell<ConnectionRecord>,
+    pub judged: RefCell<Option<Judged>>,
+    pub transfer: Transfer,
+    pub series: RefCell<Vec<Arc<Series>>>,
+    pub unreported: Unreported,
+    cut: RefCell<Option<Cut>>,
+    wake: Notify,
+}
+
+impl Live {
+    /// Ends it; the first reason counts.
+    pub fn cut(&self, reason: Cut) {
+        self.cut.borrow_mut().get_or_insert(reason);
+        self.wake.notify_one();
+    }
+
+    /// Waits until it must end.
+    pub async fn until_cut(&self) -> Cut {
+        loop {
+            if let Some(cut) = &*self.cut.borrow() {
+                return cut.clone();
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Tells its series what has passed since the last time.
+    pub fn flush(&self) {
+        let Transfer { to_destination, to_source } = &self.transfer;
+        self.unreported.flush(&self.series.borrow(), to_destination.get(), to_source.get());
+    }
+
+    fn judge_again(&self, view: &View) {
+        let judged = self.judged.borrow();
+        let Some(Judged { source, pod, address }) = &*judged else { return };
+        let Some(workload) = workload_of(view, pod) else { return self.cut(Cut::Unknown) };
+        let decision = judge(view, source, workload, address.ip(), address.port());
+        if decision.verdict.is_allowed() {
+            let mut record = self.record.borrow_mut();
+            (record.verdict, record.policy, record.dry_run) =
+                (Some(decision.verdict), decision.policy, decision.dry_run);
+        } else {
+            self.cut(Cut::Denied(Box::new(decision)));
+        }
+    }
+}
+
+/// One connection as `meshctl sockets` shows it.
+#[derive(Debug, Clone)]
+pub struct ConnectionSnapshot {
+    /// The worker that carries it.
+    pub worker: u32,
+    /// Unique on this worker.
+    pub id: u64,
+    /// The pod of this node at whose listener it arrived.
+    pub pod: Arc<Pod>,
+    /// All that is known, with the bytes and the age of now.
+    pub record: ConnectionRecord,
+}
+
+/// All of a worker's.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    connections: RefCell<HashMap<u64, Rc<Live>>>,
+    next: Cell<u64>,
+}
+
+impl Table {
+    pub fn insert(&self, pod: Arc<Pod>, record: ConnectionRecord) -> Rc<Live> {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        let live = Rc::new(Live {
+            id,
+            pod,
+            started: Instant::now(),
+            record: RefCell::new(record),
+            judged: RefCell::default(),
+            transfer: Transfer::default(),
+            series: RefCell::default(),
+            unreported: Unreported::default(),
+            cut: RefCell::default(),
+            wake: Notify::new(),
+        });
+        self.connections.borrow_mut().insert(id, live.clone());
+        live
+    }
+
+    pub fn remove(&self, id: u64) {
+        self.connections.borrow_mut().remove(&id);
+    }
+
+    /// Judges all again; those that the View denies are cut.
+    pub fn judge_again(&self, view: &View) {
+        self.connections.borrow().values().for_each(|live| live.judge_again(view));
+    }
+
+    /// Cuts those that have this pod at an end; all, without one.
+    pub fn cut(&self, pod: Option<u32>, reason: &Cut) {
+        let concerns = |live: &Live, pod: u32| {
+            live.pod.id == pod || live.judged.borrow().as_ref().is_some_and(|judged| judged.pod.id == pod)
+        };
+        for live in self.connections.borrow().values() {
+            if pod.is_none_or(|pod| concerns(live, pod)) {
+                live.cut(reason.clone());
+            }
+        }
+    }
+
+    pub fn flush(&self) {
+        self.connections.borrow().values().for_each(|live| live.flush());
+    }
+
+    pub fn snapshots(&self, worker: u32) -> Vec<ConnectionSnapshot> {
+        let snapshot = |live: &Rc<Live>| {
+            let mut record = live.record.borrow().clone();
+            record.duration = live.started.elapsed();
+            record.to_destination = live.transfer.to_destination.get();
+            record.to_source = live.transfer.to_source.get();
+            ConnectionSnapshot { worker, id: live.id, pod: live.pod.clone(), record }
+        };
+        self.connections.borrow().values().map(snapshot).collect()
+    }
+}

@@ -1,0 +1,42 @@
+//! The story of a connection that arrives at a pod in the clear: from outside the mesh, or from a pod of this node that is
+//! not enrolled. It has no identity; policy decides (STRICT is a policy that denies whoever has none).
+
+use std::rc::Rc;
+
+use super::{
+    accept::Accepted,
+    connect::{Dialler, connect},
+    copy::{CopyError, End, copy},
+    failure::{Cut, Failure},
+    inbound::permit,
+    local::{Local, PodState},
+    origin,
+    outcome::{Direction, Outcome},
+};
+use crate::{drain::Phase, telemetry::Party};
+
+/// From accept to the last byte.
+pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
+    let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, accepted.peer);
+    let live = outcome.live.clone();
+    let result = tokio::select! {
+        biased;
+        cut = live.until_cut() => Err(Failure::Cut(cut)),
+        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
+        result = carry(&worker, &pod, accepted, &outcome) => result,
+    };
+    outcome.close(result);
+}
+
+async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: &Outcome) -> Result<(), Failure> {
+    let local = accepted.socket.local_addr().map_err(CopyError::Downstream)?;
+    let origin = origin::plaintext(accepted.peer, local)?;
+    outcome.origin(&origin, Party { address: Some(origin.source_address), ..Party::default() });
+    let (view, permit) = permit(worker, pod, &origin, outcome).await?;
+    outcome.in_the_clear();
+    let route = permit.route().clone();
+    let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
+    let upstream = connect(permit, dialler).await?;
+    outcome.connected(&route, &upstream);
+    Ok(copy(End::Socket(accepted.socket), upstream.end, &outcome.live.transfer).await?)
+}

@@ -1,0 +1,148 @@
+//! Reads what the hooks tell of connections that the agent did not carry, and passes it on to metrics and access log.
+//! Connections through the agent are told by the path itself and skipped here.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    enrol::{PodTable, SharedPods},
+    kernel::{Counter, Events, FlowFlags, Kernel, KernelError, Record, RecordKind},
+    path::Flag,
+    telemetry::{Reporter, Telemetry},
+    view::{SharedView, View},
+};
+
+use super::witness;
+
+/// Closed connections do not wake the reader: it looks this often.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The reader; [`Records::run`] it on the control thread.
+#[derive(Debug)]
+pub struct Records {
+    events: Events,
+    view: SharedView,
+    pods: SharedPods,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Records {
+    /// Opens the kernel's buffer.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn new(
+        kernel: &Kernel,
+        view: SharedView,
+        pods: SharedPods,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, KernelError> {
+        Ok(Self { events: kernel.events()?, view, pods, telemetry })
+    }
+
+    /// Reads for ever.
+    pub async fn run(mut self) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let wakeups = wakeups(&self.events);
+        if let Err(error) = &wakeups {
+            tracing::warn!(%error, "refusals of the kernel are shown up to {} ms late", LOOK.as_millis());
+        }
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                () = readable(wakeups.as_ref().ok()) => {}
+            }
+            self.read();
+        }
+    }
+
+    fn read(&mut self) {
+        // Without a View nobody has a name: the records wait for the first one, and what does not fit is counted as lost.
+        let Some(view) = self.view.load_full() else { return };
+        let pods = self.pods.load_full();
+        let telemetry = &self.telemetry;
+        self.events.drain(|record| pass_on(&view, &pods, telemetry, record));
+    }
+}
+
+/// The buffer's descriptor under a number of its own, so that its owner stays free to be read from.
+fn wakeups(events: &Events) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let descriptor = events.as_fd().try_clone_to_owned()?;
+    // SAFETY: it owns its descriptor until the AsyncFd is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(registered?)
+}
+
+async fn readable(wakeups: Option<&AsyncFd<OwnedFd>>) {
+    match wakeups {
+        Some(wakeups) => match wakeups.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn pass_on(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
+    let flags = record.flow.flags();
+    match record.kind() {
+        Some(RecordKind::Closed) if !flags.has(FlowFlags::AGENT) && !flags.has(FlowFlags::PROBE) => {
+            closed(view, pods, telemetry, record);
+        }
+        Some(RecordKind::Refused) => refused(view, pods, telemetry, record),
+        _ => {}
+    }
+}
+
+/// One line per connection: when both ends are pods of this node, that of the end that dialled speaks for both.
+fn closed(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
+    let Some(mut witness) = witness::tell(view, pods, &record.flow, record.at_ns) else { return };
+    let is_outbound = witness.record.direction == "outbound";
+    if !is_outbound && witness.other.is_some() {
+        return;
+    }
+    let (sent, received) = (record.bytes_sent, record.bytes_received);
+    (witness.record.to_destination, witness.record.to_source) =
+        if is_outbound { (sent, received) } else { (received, sent) };
+    if witness.record.verdict.is_some_and(|verdict| !verdict.is_allowed()) {
+        // It was let in and then ended by a policy that came later.
+        witness.record.flag = Flag::Deny;
+        witness.record.error = "ended by policy".into();
+    }
+    let own = if is_outbound { Reporter::Source } else { Reporter::Destination };
+    let mut reporters = vec![(own, witness.own.id)];
+    reporters.extend(witness.other.as_ref().map(|other| (Reporter::Destination, other.id)));
+    telemetry.record_direct(witness.record, &reporters);
+}
+
+fn refused(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
+    let Some(mut witness) = witness::tell(view, pods, &record.flow, record.at_ns) else { return };
+    let Some(reason) = Counter::from_number(record.reason) else { return };
+    witness.record.flag = flag(reason);
+    witness.record.error = format!("refused in the kernel: {}", reason.name());
+    witness.record.path = "denied";
+    if witness.record.flag != Flag::Deny {
+        // Not by policy, whatever policy says.
+        (witness.record.verdict, witness.record.policy) = (None, None);
+    }
+    let own = if witness.record.direction == "outbound" { Reporter::Source } else { Reporter::Destination };
+    telemetry.record_direct(witness.record, &[(own, witness.own.id)]);
+}
+
+fn flag(reason: Counter) -> Flag {
+    match reason {
+        Counter::OutboundDenied | Counter::InboundDenied => Flag::Deny,
+        Counter::OutboundAway | Counter::OutboundStale | Counter::InboundAway | Counter::InboundStale => Flag::Starting,
+        Counter::OutboundOwnPort | Counter::InboundOwnPort => Flag::OwnPort,
+        Counter::NoTicket | Counter::NestedNamespace => Flag::IdentityError,
+        Counter::InboundForeignAddress => Flag::UnknownDestination,
+        Counter::OutboundNoFamily => Flag::NoEndpoint,
+        _ => Flag::Reset,
+    }
+}

@@ -1,0 +1,35 @@
+//! What agent, control daemon and command line say to each other: the generated messages, and the vocabulary they are
+//! converted into at the edge. Never on the data path; never opens a socket.
+
+mod identity;
+
+pub use identity::{Identity, IdentityError};
+
+/// Generated code, by protobuf package; the `.proto` files document the fields.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+}
+
+/// The generated messages and services under short names.
+pub mod proto {
+    pub use crate::generated::{
+        envoy::service::discovery::v3 as discovery,
+        google::rpc,
+        istio::{security, v1::auth as ca, workload},
+        mesh::{admin::v1 as admin, v1 as mesh},
+    };
+    /// `google.protobuf.Any`, `Struct` and their like, which fields of these messages have as types.
+    pub use prost_types as wellknown;
+}
+
+/// Type URL of `istio.workload.Address`.
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of `istio.security.Authorization`.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of [`proto::mesh::MeshConfig`]; one resource, named [`MESH_CONFIG_NAME`].
+pub const MESH_CONFIG_TYPE: &str = "type.googleapis.com/mesh.v1.MeshConfig";
+/// Name of the one resource of [`MESH_CONFIG_TYPE`].
+pub const MESH_CONFIG_NAME: &str = "mesh";
+/// Name of the [`proto::mesh::ServiceTraffic`] extension of a service.
+pub const SERVICE_TRAFFIC_EXTENSION: &str = "mesh.dev/traffic";

@@ -1,0 +1,63 @@
+//! The control daemon: desired state in, per-agent resources and workload certificates out. Wires the parts together;
+//! decides nothing. Never links aya: it runs without privileges, anywhere.
+
+use std::{future::Future, io::IsTerminal};
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+
+mod ca;
+mod compile;
+mod daemon;
+mod metrics;
+mod objects;
+mod observe;
+mod publish;
+mod settings;
+mod source;
+mod state;
+#[cfg(test)]
+mod testing;
+mod xds;
+
+use settings::{LogFormat, Settings};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    start_log(&settings)?;
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(stop_on_signal(stop)?);
+    daemon::Daemon::start(&settings, stopping).await?.serve().await
+}
+
+fn start_log(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.log).context("--log")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match settings.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn stop_on_signal(stop: watch::Sender<bool>) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.send_replace(true);
+    })
+}

@@ -1,0 +1,136 @@
+//! What is counted: subscribers, what they were told and refused, certificates, and how good the configuration is.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
+/// All metrics of the daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    subscribers: Gauge,
+    pushes: Family<TypeLabel, Counter>,
+    nacks: Family<TypeLabel, Counter>,
+    /// Certificates issued to agents.
+    pub certificates_issued: Counter,
+    refusals: Family<ReasonLabel, Counter>,
+    /// Problems in the configuration now.
+    pub config_errors: Gauge,
+    /// Parts of the configuration that have no effect now.
+    pub config_warnings: Gauge,
+    /// Times that the configuration was read.
+    pub config_reads: Counter,
+    /// Generation of the state that is published.
+    pub state_version: Gauge<u64, AtomicU64>,
+    is_ready: AtomicBool,
+}
+
+impl Metrics {
+    /// Metrics at zero.
+    pub fn new() -> Arc<Metrics> {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            subscribers: Gauge::default(),
+            pushes: Family::default(),
+            nacks: Family::default(),
+            certificates_issued: Counter::default(),
+            refusals: Family::default(),
+            config_errors: Gauge::default(),
+            config_warnings: Gauge::default(),
+            config_reads: Counter::default(),
+            state_version: Gauge::default(),
+            is_ready: AtomicBool::new(false),
+        };
+        metrics.register();
+        Arc::new(metrics)
+    }
+
+    fn register(&mut self) {
+        let to = &mut self.registry;
+        to.register("mesh_xds_subscribers", "Agents connected", self.subscribers.clone());
+        to.register("mesh_xds_pushes", "Responses sent to agents", self.pushes.clone());
+        to.register("mesh_xds_nacks", "Responses that agents refused", self.nacks.clone());
+        to.register("mesh_certificates_issued", "Certificates issued to agents", self.certificates_issued.clone());
+        to.register("mesh_certificates_refused", "Certificate requests refused", self.refusals.clone());
+        to.register("mesh_config_errors", "Problems in the configuration", self.config_errors.clone());
+        to.register("mesh_config_warnings", "Parts of the configuration without effect", self.config_warnings.clone());
+        to.register("mesh_config_reads", "Times the configuration was read", self.config_reads.clone());
+        to.register("mesh_state_version", "Generation of the published state", self.state_version.clone());
+    }
+
+    /// An agent has connected; it counts until the answer is dropped.
+    pub fn subscriber(self: &Arc<Self>) -> Subscriber {
+        self.subscribers.inc();
+        Subscriber { metrics: self.clone() }
+    }
+
+    /// A certificate request was refused.
+    pub fn refused(&self, reason: &str) {
+        self.refusals.get_or_create(&ReasonLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// The first state is published: from now on agents get an answer.
+    pub fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::Release);
+    }
+
+    /// True once a state was published.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Acquire)
+    }
+
+    /// All of it in Prometheus' text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String does not fail");
+        text
+    }
+}
+
+/// One connected agent.
+#[derive(Debug)]
+pub struct Subscriber {
+    metrics: Arc<Metrics>,
+}
+
+impl Subscriber {
+    /// It was sent a response.
+    pub fn pushed(&self, type_url: &str) {
+        self.metrics.pushes.get_or_create(&label(type_url)).inc();
+    }
+
+    /// It refused one.
+    pub fn nacked(&self, type_url: &str) {
+        self.metrics.nacks.get_or_create(&label(type_url)).inc();
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.metrics.subscribers.dec();
+    }
+}
+
+/// Types we know by their last part; a caller's own text must not make new series.
+fn label(type_url: &str) -> TypeLabel {
+    let known = crate::publish::snapshot::Kind::of_url(type_url).map(crate::publish::snapshot::Kind::url);
+    let name = known.and_then(|url| url.rsplit('.').next()).unwrap_or("other");
+    TypeLabel { r#type: name.to_owned() }
+}

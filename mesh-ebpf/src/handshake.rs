@@ -1,0 +1,225 @@
+//! sock_ops during handshakes: what the connect hook or the agent kept on the dialling socket reaches the accepted one
+//! (PENDING), and the source proves itself to the destination's sk_lookup (TICKET).
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::abi::{
+    Direction, Endpoint, Flow, FlowFlags, MetaKind, PendingKey, Ticket, TicketKind, Tuple, meta_flags, ticket_flags,
+};
+use mesh_common::counter::Counter;
+use mesh_common::{PORT_OUTBOUND, PORT_PLAINTEXT};
+
+use crate::maps::{PENDING, PODIP, PODS, SETTINGS, TICKET};
+use crate::socket::{self, field};
+use crate::state::{copied, count};
+use crate::telemetry;
+
+const DONE: u32 = 1;
+
+/// One end of a connection, as a callback sees it.
+pub struct End {
+    pub socket: *mut bpf_sock,
+    pub namespace: u64,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+}
+
+/// Each step is a function of its own to the kernel too: together they would not fit into the 512 bytes of its stack.
+pub fn dispatch(context: &SockOpsContext) -> u32 {
+    match context.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => dialling(context.ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => dialled(context.ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(context.ops),
+        BPF_SOCK_OPS_STATE_CB => changed(context.ops),
+        _ => {}
+    }
+    DONE
+}
+
+#[inline(always)]
+fn end(context: &SockOpsContext) -> Option<End> {
+    let socket = socket::of_ops(context.ops)?;
+    // SAFETY: the context is this program's.
+    let namespace = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
+    Some(End { socket, namespace, local: socket::local(context.ops), remote: socket::remote(context.ops) })
+}
+
+/// The SYN is about to leave, addresses and ports are known.
+#[inline(never)]
+fn dialling(ops: *mut bpf_sock_ops) {
+    let context = &SockOpsContext::new(ops);
+    let Some(end) = end(context) else { return };
+    if let Some(pod) = pod_of(end.namespace) {
+        return pod_dials(context, &end, pod);
+    }
+    let is_node = SETTINGS.get(0).is_some_and(|settings| settings.node_namespace == end.namespace);
+    if is_node && takes_ticket(&end, 0) {
+        let is_probe = socket::meta(end.socket).is_some_and(|meta| meta.has(meta_flags::PROBE));
+        let flags = if is_probe { ticket_flags::PROBE } else { 0 };
+        write_ticket(&end, &Ticket::new(TicketKind::Node, flags, 0, end.namespace));
+        watch(context);
+    }
+}
+
+#[inline(always)]
+fn pod_dials(context: &SockOpsContext, end: &End, pod: u32) {
+    let meta = socket::meta(end.socket);
+    let (meta, child) = match meta.and_then(|meta| meta.kind().map(|kind| (meta, kind))) {
+        Some((_, MetaKind::Exempt)) => return,
+        Some((meta, MetaKind::ActiveSource)) => (meta, MetaKind::PassiveSource),
+        Some((meta, MetaKind::ActiveDestination)) if !meta.has(meta_flags::DIRECT) => {
+            (meta, MetaKind::PassiveDestination)
+        }
+        _ => {
+            if takes_ticket(end, pod) {
+                write_ticket(end, &Ticket::new(TicketKind::Pod, 0, pod, end.namespace));
+            }
+            return watch(context);
+        }
+    };
+    let key = PendingKey::new(end.namespace, Tuple::new(end.local, end.remote));
+    if PENDING.insert(&key, &meta.with_kind(child), 0).is_err() {
+        count(Counter::HandshakeMapFull);
+    }
+    watch(context);
+}
+
+/// Whether the destination is an enrolled pod other than `pod`, at a port that is not captured there.
+#[inline(always)]
+fn takes_ticket(end: &End, pod: u32) -> bool {
+    if matches!(end.remote.port(), PORT_OUTBOUND | PORT_PLAINTEXT) {
+        return false;
+    }
+    copied!(PODIP, &end.remote.ip()).is_some_and(|entry| entry.pod != pod)
+}
+
+#[inline(always)]
+fn write_ticket(end: &End, ticket: &Ticket) {
+    if TICKET.insert(&Tuple::new(end.local, end.remote), ticket, 0).is_err() {
+        count(Counter::HandshakeMapFull);
+    }
+}
+
+/// Asks for this socket's changes of state, beside what other programs asked for.
+#[inline(always)]
+fn watch(context: &SockOpsContext) {
+    let flags = context.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
+    // It fails only for a request that is no full socket, which was ruled out.
+    let _ = context.set_cb_flags(flags as i32);
+}
+
+/// The socket that dialled is connected.
+#[inline(never)]
+fn dialled(ops: *mut bpf_sock_ops) {
+    let context = &SockOpsContext::new(ops);
+    let Some(end) = end(context) else { return };
+    let Some(pod) = pod_of(end.namespace) else { return };
+    let mut flow = Flow::new(Direction::Outbound, pod, end.namespace, end.local, end.remote);
+    let meta = socket::meta(end.socket);
+    match meta.and_then(|meta| meta.kind().map(|kind| (meta, kind))) {
+        Some((_, MetaKind::ActiveSource | MetaKind::Exempt)) => return,
+        Some((meta, MetaKind::ActiveDestination)) => {
+            flow.original = meta.original();
+            flow.add(if meta.has(meta_flags::DIRECT) { way(&end, pod) } else { FlowFlags::AGENT });
+        }
+        _ => flow.add(way(&end, pod)),
+    }
+    telemetry::established(context, &mut flow);
+}
+
+/// How a connection goes that does not go through the agent.
+#[inline(always)]
+fn way(end: &End, pod: u32) -> FlowFlags {
+    if end.local.ip() == end.remote.ip() || end.remote.ip().is_loopback() {
+        return FlowFlags::ITSELF;
+    }
+    match copied!(PODIP, &end.remote.ip()) {
+        Some(entry) if entry.pod == pod => FlowFlags::ITSELF,
+        Some(_) => FlowFlags::DIRECT,
+        None => FlowFlags::FAIL_OPEN,
+    }
+}
+
+/// A listener's child is connected and not yet accepted.
+#[inline(never)]
+fn accepted(ops: *mut bpf_sock_ops) {
+    let context = &SockOpsContext::new(ops);
+    let Some(end) = end(context) else { return };
+    let Some(pod) = pod_of(end.namespace) else { return };
+    let tuple = Tuple::new(end.remote, end.local);
+    // Only its kind is of interest: the whole of it would be an eighth of the stack.
+    // SAFETY: plain bytes, read before the entry is removed.
+    let ticket = unsafe { TICKET.get(&tuple) }.map(Ticket::kind);
+    if ticket.is_some() {
+        let _ = TICKET.remove(&tuple);
+    }
+    let is_agents = socket::is_agents(end.socket);
+    let takes_pending = if is_agents { end.local.port() == PORT_OUTBOUND } else { ticket.is_none() };
+    let pending = if takes_pending { take_pending(&end, tuple) } else { None };
+    if is_agents {
+        if takes_pending && pending.is_none() {
+            count(Counter::PendingMissing);
+        }
+        return;
+    }
+    let mut flow = Flow::new(Direction::Inbound, pod, end.namespace, end.local, end.remote);
+    match (ticket, pending) {
+        (Some(Some(TicketKind::Pod)), _) => flow.add(FlowFlags::DIRECT),
+        (Some(_), _) => flow.add(FlowFlags::PROBE),
+        (None, Some(original)) => {
+            flow.original = original;
+            flow.add(FlowFlags::AGENT);
+        }
+        (None, None) => flow.add(FlowFlags::ITSELF),
+    }
+    watch(context);
+    telemetry::established(context, &mut flow);
+}
+
+/// Moves what the dialling socket left into META of the accepted one, and answers its original address.
+#[inline(always)]
+fn take_pending(end: &End, tuple: Tuple) -> Option<Endpoint> {
+    let key = PendingKey::new(end.namespace, tuple);
+    // SAFETY: plain bytes, read before the entry is removed.
+    let meta = unsafe { PENDING.get(&key) }?;
+    let original = meta.original();
+    let is_kept = socket::set_meta(end.socket, meta);
+    let _ = PENDING.remove(&key);
+    if !is_kept {
+        count(Counter::StorageFull);
+        return None;
+    }
+    Some(original)
+}
+
+/// The enrolled pod of a namespace.
+#[inline(always)]
+fn pod_of(namespace: u64) -> Option<u32> {
+    // SAFETY: plain bytes.
+    unsafe { PODS.get(&namespace) }.map(|entry| entry.pod)
+}
+
+#[inline(never)]
+fn changed(ops: *mut bpf_sock_ops) {
+    let context = &SockOpsContext::new(ops);
+    let (old, new) = (field!(context.ops, __bindgen_anon_1.args[0]), field!(context.ops, __bindgen_anon_1.args[1]));
+    if new != BPF_TCP_CLOSE {
+        return telemetry::changed(context, new);
+    }
+    let direction = telemetry::closed(context, old);
+    if direction == Some(Direction::Inbound) {
+        return;
+    }
+    let Some(end) = end(context) else { return };
+    let tuple = Tuple::new(end.local, end.remote);
+    // Of a handshake that never ended, and of one whose destination did not take its ticket.
+    let _ = TICKET.remove(&tuple);
+    if direction.is_none() {
+        let _ = PENDING.remove(&PendingKey::new(end.namespace, tuple));
+    }
+}

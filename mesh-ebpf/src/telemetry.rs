@@ -1,0 +1,99 @@
+//! What is told about connections of enrolled pods: FLOWS while they live, EVENTS when they begin and end. Never wakes the
+//! agent per connection, and loses a record rather than delay a socket.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING,
+    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
+};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::abi::{Direction, Flow, FlowFlags, Record, RecordKind, Totals};
+use mesh_common::counter::Counter;
+
+use crate::maps::{EVENTS, FLOWS};
+use crate::socket::field;
+use crate::state::{count, now_ns};
+
+/// A handshake ended.
+#[inline(always)]
+pub fn established(context: &SockOpsContext, flow: &mut Flow) {
+    let socket = cookie(context);
+    flow.established_ns = now_ns();
+    if FLOWS.insert(&socket, &*flow, 0).is_err() {
+        count(Counter::FlowsFull);
+    }
+    count(Counter::Established);
+    report(RecordKind::Established, 0, socket, flow, &Totals::default());
+}
+
+/// Notes FINs as they pass, because the kernel's byte counts include them.
+#[inline(always)]
+pub fn changed(context: &SockOpsContext, new: u32) {
+    let seen = match new {
+        BPF_TCP_FIN_WAIT2 => FlowFlags::FIN_SENT,
+        BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING => FlowFlags::FIN_RECEIVED,
+        _ => return,
+    };
+    let Some(flow) = FLOWS.get_ptr_mut(&cookie(context)) else { return };
+    // SAFETY: the entry of a socket is written only by callbacks of that socket, which the kernel runs one at a time.
+    let flow = unsafe { &mut *flow };
+    flow.add(seen);
+    flow.received_at_fin = field!(context.ops, bytes_received) as u32;
+}
+
+/// The socket is closed; which end it was, if it was established.
+#[inline(always)]
+pub fn closed(context: &SockOpsContext, old: u32) -> Option<Direction> {
+    let socket = cookie(context);
+    let flow = FLOWS.get_ptr_mut(&socket)?;
+    // SAFETY: as in `changed`; the entry stays valid until it is removed below.
+    let flow = unsafe { &mut *flow };
+    let (acknowledged, received) = (field!(context.ops, bytes_acked), field!(context.ops, bytes_received));
+    let fin_after_ours = old == BPF_TCP_FIN_WAIT2 && received as u32 != flow.received_at_fin;
+    if fin_after_ours {
+        flow.add(FlowFlags::FIN_RECEIVED);
+    }
+    if old == BPF_TCP_LAST_ACK || old == BPF_TCP_CLOSING {
+        flow.add(FlowFlags::FIN_SENT);
+    }
+    let totals = Totals {
+        bytes_sent: acknowledged.saturating_sub(counted_flags(flow)),
+        bytes_received: received.saturating_sub(u64::from(flow.flags().has(FlowFlags::FIN_RECEIVED))),
+        rtt_us: field!(context.ops, srtt_us) >> 3,
+        retransmits: field!(context.ops, total_retrans),
+    };
+    report(RecordKind::Closed, 0, socket, flow, &totals);
+    let direction = flow.direction();
+    let _ = FLOWS.remove(&socket);
+    Some(direction)
+}
+
+/// How many of the acknowledged bytes are SYN and FIN: the SYN is counted for the end that dialled.
+#[inline(always)]
+fn counted_flags(flow: &Flow) -> u64 {
+    u64::from(flow.direction() == Direction::Outbound) + u64::from(flow.flags().has(FlowFlags::FIN_SENT))
+}
+
+/// What a record takes in the ring buffer, its header included.
+const RECORD_BYTES: u64 = size_of::<Record>() as u64 + 8;
+
+/// Writes a record, in place: a copy on the stack would be a quarter of it. Refusals wake the agent; the rest waits for its
+/// next look, but for the record that fills a quarter of the buffer: waking costs more than all the rest, so it is done once
+/// and not for every record while nobody reads.
+#[inline(always)]
+pub fn report(kind: RecordKind, reason: u32, socket: u64, flow: &Flow, totals: &Totals) {
+    let Some(mut entry) = EVENTS.reserve::<Record>(0) else { return count(Counter::EventsLost) };
+    entry.write(Record::new(kind, reason, socket, *flow, now_ns(), *totals));
+    let before = EVENTS.query(BPF_RB_AVAIL_DATA.into());
+    let quarter = EVENTS.query(BPF_RB_RING_SIZE.into()) / 4;
+    let fills_quarter = before < quarter && before + RECORD_BYTES >= quarter;
+    let is_urgent = fills_quarter || reason != 0;
+    entry.submit(if is_urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }.into());
+}
+
+#[inline(always)]
+fn cookie(context: &SockOpsContext) -> u64 {
+    // SAFETY: the context is this program's.
+    unsafe { bpf_get_socket_cookie(context.as_ptr()) }
+}

@@ -1,0 +1,166 @@
+//! The control daemon of a mesh: in a network namespace of its own, on a folder of manifests that stories write.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use crate::{
+    addresses::{CONTROL, Pair},
+    eventually::{LIMIT, eventually},
+    link::Link,
+    namespace::Namespace,
+    process::{Place, Process, binary},
+    slot::Slot,
+    web::{self, Metrics},
+};
+
+const PORT: u16 = 15012;
+const METRICS_PORT: u16 = 15014;
+
+/// The control daemon.
+pub struct Control {
+    place: Place,
+    addresses: Pair,
+    directory: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Control {
+    pub(crate) fn create(slot: &Slot, link: &Link) -> Self {
+        let namespace = Namespace::create(slot.name("control"));
+        let place = Place { namespace, cgroup: slot.cgroup().child("control").create() };
+        let addresses = Pair::new(slot.number(), CONTROL, 1);
+        link.join(&place, "control", addresses);
+        let directory = slot.directory().join("control");
+        for name in ["manifests", "state", "tokens", "new"] {
+            fs::create_dir_all(directory.join(name)).expect("a directory for control");
+        }
+        Self { place, addresses, directory, process: Mutex::default() }
+    }
+
+    /// Gives a node its token; the file's path is what the agent is started with.
+    pub(crate) fn admit(&self, node: &str) -> PathBuf {
+        let token = format!("{:032x}", fastrand::u128(..));
+        let all = self.directory.join("node-tokens");
+        let mut lines = fs::read_to_string(&all).unwrap_or_default();
+        lines += &format!("{node} {token}\n");
+        write_secret(&all, &lines);
+        let own = self.directory.join("tokens").join(node);
+        write_secret(&own, &token);
+        own
+    }
+
+    /// Starts the daemon and waits until it serves.
+    ///
+    /// # Panics
+    /// When it ends, or does not serve in time.
+    pub fn start(&self) {
+        let shown = |name: &str| self.directory.join(name).display().to_string();
+        let words = [
+            binary("mesh-control").display().to_string(),
+            "--config-dir".to_owned(),
+            shown("manifests"),
+            "--state-dir".to_owned(),
+            shown("state"),
+            "--listen".to_owned(),
+            self.address().to_string(),
+            "--metrics-address".to_owned(),
+            self.metrics_address().to_string(),
+            "--node-tokens".to_owned(),
+            shown("node-tokens"),
+        ];
+        *self.lock() = Some(self.place.start(&words, &self.log_path()));
+        eventually("the control daemon serves", LIMIT, || {
+            if let Some(status) = self.lock().as_mut().expect("just started").ended() {
+                panic!("the control daemon ended, {status}:\n{}", self.log());
+            }
+            match web::ask(&self.place.namespace, self.metrics_address(), "/healthz/ready")? {
+                answer if answer.status == 200 && self.root().exists() => Ok(()),
+                answer => Err(format!("{} {}", answer.status, answer.body)),
+            }
+        });
+    }
+
+    /// Kills the daemon.
+    pub fn kill(&self) {
+        self.lock().as_mut().expect("control was started").kill();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Where agents reach it.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.addresses.v4, PORT))
+    }
+
+    fn metrics_address(&self) -> SocketAddr {
+        SocketAddr::from((self.addresses.v4, METRICS_PORT))
+    }
+
+    /// The daemon's metrics.
+    ///
+    /// # Panics
+    /// When it does not serve them.
+    pub fn metrics(&self) -> Metrics {
+        let answer = web::ask(&self.place.namespace, self.metrics_address(), "/metrics");
+        Metrics::parse(&answer.expect("control serves metrics").body)
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The root certificate that it publishes.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("state/root-cert.pem")
+    }
+
+    /// Its state directory, with the CA key.
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// The folder that it watches.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
+    /// Puts a manifest into the watched folder, whole or not at all.
+    ///
+    /// # Panics
+    /// When the folder has gone.
+    pub fn write(&self, file: &str, manifest: &str) {
+        let fresh = self.directory.join("new").join(file);
+        fs::write(&fresh, manifest).expect("the slot's tmpfs has room");
+        fs::rename(&fresh, self.manifests().join(file)).expect("both are in the slot's tmpfs");
+    }
+
+    /// Removes a manifest.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn remove(&self, file: &str) {
+        fs::remove_file(self.manifests().join(file)).expect("a manifest that was written before");
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("control.log")
+    }
+}
+
+fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).expect("the slot's tmpfs has room");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("our own file");
+}

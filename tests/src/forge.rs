@@ -1,0 +1,73 @@
+//! Certificates as an attacker, a misconfigured peer or a foreign mesh would hold them. Uses the mesh's own CA key, which
+//! only a test may read.
+
+use std::{path::Path, time::Duration};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// A certificate and its key.
+pub struct Credentials {
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Of the leaf.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Who signs.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+impl Authority {
+    /// The mesh's own, from its control daemon's state directory.
+    ///
+    /// # Panics
+    /// When the files are not there.
+    pub fn of_mesh(state: &Path) -> Self {
+        let read = |name: &str| std::fs::read_to_string(state.join(name)).expect("control wrote it");
+        let certificate = read("root-cert.pem");
+        let key = KeyPair::from_pem(&read("ca-key.pem")).expect("a private key");
+        use rustls::pki_types::pem::PemObject;
+        let root = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate");
+        Self { issuer: Issuer::from_ca_cert_pem(&certificate, key).expect("a CA certificate"), root }
+    }
+
+    /// One that nobody trusts.
+    ///
+    /// # Panics
+    /// Never: our own parameters.
+    pub fn foreign() -> Self {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().expect("a key");
+        let root = parameters.self_signed(&key).expect("a certificate").der().clone();
+        Self { issuer: Issuer::new(parameters, key), root }
+    }
+
+    /// Signs for `identity`, valid from `from` seconds from now for `lifetime`.
+    ///
+    /// # Panics
+    /// When `identity` is not a URI.
+    pub fn sign(&self, identity: &str, from: i64, lifetime: Duration) -> Credentials {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = DistinguishedName::new();
+        parameters.subject_alt_names = vec![SanType::URI(identity.try_into().expect("a URI"))];
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let now = std::time::SystemTime::now();
+        let offset = Duration::from_secs(from.unsigned_abs());
+        let begin = if from < 0 { now - offset } else { now + offset };
+        parameters.not_before = begin.into();
+        parameters.not_after = (begin + lifetime).into();
+        let key = KeyPair::generate().expect("a key");
+        let leaf = parameters.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Credentials { chain: vec![leaf, self.root.clone()], key }
+    }
+}

@@ -1,0 +1,108 @@
+//! The link between the nodes: a router of its own, so that one place sees every packet that leaves a node, counts it
+//! by rule and can capture it.
+
+use std::net::IpAddr;
+
+use crate::{addresses::Pair, capture::Capture, process::Place, slot::Slot};
+
+/// A payload byte makes a packet count: pure acknowledgements, SYN and FIN do not (`@ih` is what follows the TCP header).
+const RULES: &str = "
+table inet link {
+  set enrolled4 { type ipv4_addr; }
+  set enrolled6 { type ipv6_addr; }
+  counter encrypted {}
+  counter clear {}
+  chain judge {
+    tcp dport 15008 counter name encrypted return
+    tcp sport 15008 counter name encrypted return
+    counter name clear
+  }
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    ip saddr @enrolled4 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
+    ip daddr @enrolled4 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
+    ip6 saddr @enrolled6 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
+    ip6 daddr @enrolled6 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
+  }
+}
+";
+
+/// The router between the nodes.
+pub struct Link {
+    place: Place,
+    directory: std::path::PathBuf,
+}
+
+/// Packets with TCP payload to or from enrolled pods, by the rules on the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passed {
+    /// From or to port 15008.
+    pub encrypted: u64,
+    /// From and to any other port.
+    pub clear: u64,
+}
+
+impl Link {
+    pub(crate) fn create(slot: &Slot) -> Self {
+        let namespace = crate::namespace::Namespace::create(slot.name("link"));
+        namespace.set("ipv4/ip_forward", "1");
+        namespace.set("ipv6/conf/all/forwarding", "1");
+        namespace.ip("addr add 169.254.2.1/32 dev lo");
+        namespace.nft(RULES);
+        Self {
+            place: Place { namespace, cgroup: slot.cgroup().child("link").create() },
+            directory: slot.directory().into(),
+        }
+    }
+
+    /// Joins another namespace to the link by its own `eth0`, which is the way to the /24 and /64 of `addresses`.
+    pub(crate) fn join(&self, place: &Place, name: &str, addresses: Pair) {
+        let Pair { v4, v6 } = addresses;
+        let [range4, range6] = addresses.ranges();
+        let there = place.namespace.name();
+        self.place.namespace.ip(&format!("link add {name} type veth peer name eth0 netns {there}"));
+        place.namespace.ip(&format!(
+            "link set eth0 up\naddr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad\n\
+             route add default via 169.254.2.1 dev eth0 onlink\nroute add default via fe80::1 dev eth0\n"
+        ));
+        self.place.namespace.ip(&format!(
+            "link set {name} up\naddr add fe80::1/64 dev {name} nodad\n\
+             route add {v4}/32 dev {name}\nroute add {range4} via {v4} dev {name} onlink\n\
+             route add {v6}/128 dev {name}\nroute add {range6} via {v6} dev {name} onlink\n"
+        ));
+    }
+
+    /// From now on packets with payload to or from this address count.
+    pub fn count(&self, addresses: &[IpAddr]) {
+        for address in addresses {
+            let set = if address.is_ipv4() { "enrolled4" } else { "enrolled6" };
+            self.place.namespace.nft(&format!("add element inet link {set} {{ {address} }}"));
+        }
+    }
+
+    /// What the rules have counted.
+    ///
+    /// # Panics
+    /// When nft does not answer.
+    pub fn passed(&self) -> Passed {
+        let output = self.place.run(&["nft", "-j", "list", "counters"]);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("nft -j answers with JSON");
+        let counters = answer["nftables"].as_array().expect("a list").iter();
+        let packets = |name: &str| {
+            let counter = counters.clone().find(|row| row["counter"]["name"] == name);
+            counter.and_then(|row| row["counter"]["packets"].as_u64()).expect("a counter of RULES")
+        };
+        Passed { encrypted: packets("encrypted"), clear: packets("clear") }
+    }
+
+    /// Starts a capture of everything on the link that looks for `markers`.
+    pub fn capture(&self, markers: &[&str]) -> Capture {
+        let log = self.directory.join(format!("tcpdump-{}.log", fastrand::u32(..)));
+        Capture::start(&self.place, &log, markers)
+    }
+
+    /// Where commands that look at the link run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+}

@@ -1,0 +1,235 @@
+//! A node: a network namespace on the link, a cgroup for its pods, its own processes and its agent.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Output,
+    sync::Mutex,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    addresses::Pair,
+    admin::Admin,
+    cgroup::Cgroup,
+    eventually::{LIMIT, eventually},
+    link::Link,
+    namespace::Namespace,
+    process::{Place, Process, binary},
+    slot::Slot,
+    web::{self, Metrics},
+};
+
+const METRICS_PORT: u16 = 15020;
+const READY_PORT: u16 = 15021;
+
+/// A node of a mesh.
+pub struct Node {
+    name: String,
+    number: u8,
+    addresses: Pair,
+    cgroup: Cgroup,
+    agent_place: Place,
+    system: Place,
+    directory: PathBuf,
+    arguments: Vec<String>,
+    agent: Mutex<Option<Process>>,
+}
+
+impl Node {
+    pub(crate) fn create(slot: &Slot, link: &Link, name: &str, number: u8) -> Self {
+        let namespace = Namespace::create(slot.name(name));
+        let cgroup = slot.cgroup().child(name).create();
+        let place = |group: &str| Place { namespace: namespace.clone(), cgroup: cgroup.child(group).create() };
+        let (agent_place, system) = (place("agent"), place("system"));
+        cgroup.child("kubepods").create();
+        namespace.set("ipv4/ip_forward", "1");
+        namespace.set("ipv6/conf/all/forwarding", "1");
+        namespace.ip("addr add 169.254.1.1/32 dev lo");
+        let addresses = Pair::new(slot.number(), number, 1);
+        link.join(&system, name, addresses);
+        let directory = slot.directory().join(name);
+        std::fs::create_dir_all(directory.join("bpf")).expect("a directory for the node");
+        let arguments = Vec::new();
+        Self {
+            name: name.to_owned(),
+            number,
+            addresses,
+            cgroup,
+            agent_place,
+            system,
+            directory,
+            arguments,
+            agent: Mutex::default(),
+        }
+    }
+
+    /// Settles with which arguments the agent is started, every time.
+    pub(crate) fn configure(&mut self, control: SocketAddr, root: &Path, token: &Path, extra: &[String]) {
+        let shown = |path: &Path| path.display().to_string();
+        let arguments = [
+            ("--node", self.name.clone()),
+            ("--cgroup-root", shown(self.cgroup.path())),
+            ("--bpffs", shown(&self.directory.join("bpf"))),
+            ("--run-dir", shown(&self.directory)),
+            ("--control", format!("https://{control}")),
+            ("--control-root", shown(root)),
+            ("--node-token", shown(token)),
+            ("--access-log", "json".to_owned()),
+        ];
+        self.arguments = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+        self.arguments.extend_from_slice(extra);
+    }
+
+    /// As in its manifest.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// 1 for the first.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Its own addresses.
+    pub fn addresses(&self) -> Pair {
+        self.addresses
+    }
+
+    /// Where the node's own processes run, a kubelet for one.
+    pub fn system(&self) -> &Place {
+        &self.system
+    }
+
+    /// What the agent gets as --cgroup-root.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// What the agent gets as --run-dir; its subdirectory `bpf` is --bpffs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The agent's admin service.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.directory.join("admin.sock"))
+    }
+
+    /// Starts the agent without waiting for anything.
+    pub fn start_agent(&self) {
+        let mut words = vec![binary("mesh-agent").display().to_string(), "run".to_owned()];
+        words.extend_from_slice(&self.arguments);
+        *self.lock() = Some(self.agent_place.start(&words, &self.log_path()));
+    }
+
+    /// Waits until the agent says that it is ready.
+    ///
+    /// # Panics
+    /// When it ends, or is not ready in time.
+    pub fn is_ready(&self) {
+        eventually(&format!("the agent of {} is ready", self.name), LIMIT, || {
+            if let Some(status) = self.lock().as_mut().expect("an agent was started").ended() {
+                panic!("the agent of {} ended, {status}:\n{}", self.name, self.agent_log());
+            }
+            match self.ask(READY_PORT, "/healthz/ready")? {
+                answer if answer.status == 200 => Ok(()),
+                answer => Err(format!("{} {}", answer.status, answer.body)),
+            }
+        });
+    }
+
+    /// Kills the agent as a crash would.
+    pub fn kill_agent(&self) {
+        self.lock().as_mut().expect("an agent was started").kill();
+    }
+
+    /// Asks the agent to end and waits for it.
+    pub fn stop_agent(&self) {
+        self.lock().as_mut().expect("an agent was started").stop();
+    }
+
+    /// Stops the agent in its tracks (SIGSTOP): it holds its sockets and does nothing.
+    pub fn hang_agent(&self) {
+        self.lock().as_ref().expect("an agent was started").signal(Signal::STOP);
+    }
+
+    /// Lets a hung agent go on.
+    pub fn resume_agent(&self) {
+        self.lock().as_ref().expect("an agent was started").signal(Signal::CONT);
+    }
+
+    /// The agent's process number.
+    pub fn agent_id(&self) -> u32 {
+        self.lock().as_ref().expect("an agent was started").id()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Everything the agents of this node have logged.
+    pub fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    /// The access-log lines so far.
+    pub fn access_log(&self) -> Vec<serde_json::Value> {
+        let log = self.agent_log();
+        let values = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        values.filter(|value| value["source_identity"].is_string() || value["duration_ms"].is_number()).collect()
+    }
+
+    fn ask(&self, port: u16, path: &str) -> Result<web::Answer, String> {
+        web::ask(&self.system.namespace, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), path)
+    }
+
+    /// The agent's metrics.
+    ///
+    /// # Panics
+    /// When it does not serve them.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.ask(METRICS_PORT, "/metrics").expect("the agent serves metrics").body)
+    }
+
+    /// Waits until the series with `labels` add up to `count`.
+    ///
+    /// # Panics
+    /// When they do not, in time.
+    #[track_caller]
+    pub fn counted(&self, metric: &str, count: u64, labels: &[(&str, &str)]) {
+        eventually(&format!("{metric}{labels:?} is {count} on {}", self.name), Duration::from_secs(10), || {
+            let metrics = self.metrics();
+            let sum = metrics.sum(metric, labels);
+            if sum == count as f64 {
+                return Ok(());
+            }
+            Err(format!("it is {sum}: {:?}", metrics.select(metric, &[]).collect::<Vec<_>>()))
+        });
+    }
+
+    /// Runs `meshctl` against this node's agent.
+    pub fn meshctl(&self, words: &[&str]) -> Output {
+        let program = binary("meshctl").display().to_string();
+        let socket = self.admin().socket().display().to_string();
+        let mut line = vec![program.as_str(), "--socket", &socket];
+        line.extend_from_slice(words);
+        self.system.run(&line)
+    }
+
+    /// Runs `mesh-agent detach` for this node.
+    pub fn detach(&self) -> Output {
+        let program = binary("mesh-agent").display().to_string();
+        let mut line = vec![program, "detach".to_owned()];
+        let wanted = ["--cgroup-root", "--bpffs", "--run-dir"];
+        let pairs = self.arguments.chunks(2).filter(|pair| wanted.contains(&pair[0].as_str()));
+        line.extend(pairs.flatten().cloned());
+        self.system.run(&line)
+    }
+}

@@ -1,0 +1,178 @@
+//! Enrolment: pods come and go while others talk, wrong requests are refused by name, and the dead leave nothing.
+
+use std::time::Duration;
+
+use mesh_api::proto::admin::{EnrolRequest, enrol_request::NetworkNamespace};
+use mesh_tests::{App, Mesh, Setup, eventually, protocol::Behaviour};
+
+#[test]
+fn a_wrong_field_is_refused_with_its_name_and_changes_nothing() {
+    let mesh = Mesh::new();
+    let app = mesh.app("app").on("node-a").echoing_on(80);
+    let other = mesh.app("other").on("node-b");
+    mesh.settle();
+    let admin = mesh.node("node-a").admin();
+    let before = admin.list().expect("the agent lists its pods");
+    let fresh = mesh.app("fresh").not_enrolled().on("node-a");
+    let good = fresh.enrolment();
+    let with = |change: &dyn Fn(&mut EnrolRequest)| {
+        let mut request = good.clone();
+        change(&mut request);
+        request
+    };
+    let path = |path: &str| Some(NetworkNamespace::NetworkNamespacePath(path.to_owned()));
+    let outside = other.place().cgroup.path().display().to_string();
+    let cases = [
+        ("uid", with(&|request| request.uid.clear())),
+        ("name", with(&|request| request.name.clear())),
+        ("namespace", with(&|request| "Not A Name".clone_into(&mut request.namespace))),
+        ("service_account", with(&|request| request.service_account.clear())),
+        ("addresses", with(&|request| request.addresses.clear())),
+        ("addresses", with(&|request| request.addresses = vec!["10.0.0.300".to_owned()])),
+        ("addresses", with(&|request| request.addresses = vec!["10.9.0.1".to_owned(), "10.9.0.2".to_owned()])),
+        ("addresses", with(&|request| request.addresses = vec!["127.0.0.1".to_owned()])),
+        ("addresses", with(&|request| request.addresses = vec![app.v4().to_string()])),
+        ("network_namespace", with(&|request| request.network_namespace = None)),
+        ("network_namespace", with(&|request| request.network_namespace = path("/run/netns/there-is-none"))),
+        ("network_namespace", with(&|request| request.network_namespace = path("/dev/null"))),
+        ("network_namespace", with(&|request| request.network_namespace = Some(NetworkNamespace::Pid(u32::MAX >> 1)))),
+        ("network_namespace", with(&|request| request.network_namespace = app.enrolment().network_namespace)),
+        ("cgroup_path", with(&|request| request.cgroup_path.clear())),
+        ("cgroup_path", with(&|request| request.cgroup_path += "/there-is-none")),
+        ("cgroup_path", with(&|request| outside.clone_into(&mut request.cgroup_path))),
+        ("probe_ports", with(&|request| request.probe_ports = vec![70_000])),
+        ("fail_open", with(&|request| request.fail_open = true)),
+    ];
+    for (field, request) in cases {
+        let status = admin.enrol(request.clone()).expect_err(field);
+        assert!(status.message().contains(field), "{field} is not named for {request:?}: {}", status.message());
+    }
+    assert_eq!(admin.list().expect("the agent lists its pods"), before);
+    admin.enrol(good.clone()).expect("the request that the others were made from");
+    admin.enrol(good).expect("the same request again");
+    app.dial(&app).is_answered();
+}
+
+#[test]
+fn a_running_pod_is_enrolled_and_withdrawn_without_a_restart() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let web = mesh.app("web").late().on("node-a").echoing_on(80);
+    let before = web.opens(far.at(80));
+    before.still_works();
+    let admin = mesh.node("node-a").admin();
+
+    admin.enrol(web.enrolment()).expect("a running pod can be enrolled");
+    web.reaches(far.at(80));
+    far.reaches(web.at(80));
+    let rows = admin.sockets().expect("the agent lists sockets");
+    let old = rows.iter().find(|row| row.source == before.local().to_string()).expect("the old connection is listed");
+    assert_eq!(old.path, "before_enrolment");
+
+    admin.withdraw(web.uid()).expect("it is enrolled");
+    assert_eq!(admin.list().expect("the agent lists its pods"), []);
+    // Plain again: a member that is not STRICT takes it, from nobody.
+    web.dial(&far).is_answered();
+}
+
+#[test]
+fn a_pod_that_control_has_not_heard_of_is_pending_and_its_connections_are_not_let_through() {
+    let mesh = Mesh::new();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let early = mesh.app("early").unpublished().on("node-a");
+    mesh.settle();
+    let pods = mesh.node("node-a").admin().list().expect("the agent lists its pods");
+    assert_eq!(pods.iter().map(|pod| pod.state.as_str()).collect::<Vec<_>>(), ["pending"]);
+
+    let refused = early.dial(&far).is_refused();
+    let took = Duration::from_micros(refused.report().total_us);
+    assert!(took < Duration::from_secs(7), "held for {took:?}");
+    far.saw_no_connection();
+
+    early.published();
+    early.reaches(far.at(80));
+}
+
+/// Enough to outlast the enrolment and withdrawal of fifty pods.
+const CONNECTIONS: u32 = 40_000;
+
+#[test]
+fn fifty_pods_are_enrolled_and_withdrawn_while_others_talk() {
+    let mesh = Mesh::new();
+    let web = mesh.app("web").on("node-a");
+    let servers = [("near", "node-a"), ("far", "node-b")]
+        .map(|(name, node)| mesh.app(name).on(node).serving(80, Behaviour::Name));
+    let targets = servers.clone().map(|server| server.at(80));
+    mesh.settle();
+
+    let report = std::thread::scope(|scope| {
+        let storm = scope.spawn(|| web.storms(&targets, CONNECTIONS, 4, true));
+        let pods: Vec<App> = (0..50).map(|number| mesh.app(&format!("pod-{number}")).on("node-a")).collect();
+        mesh.settle();
+        assert_eq!(mesh.node("node-a").admin().list().expect("the agent lists its pods").len(), 52);
+        for pod in &pods {
+            mesh.node("node-a").admin().withdraw(pod.uid()).expect("it is enrolled");
+        }
+        assert!(!storm.is_finished(), "others did not talk until the end: more connections are needed");
+        storm.join().expect("the storm ran")
+    });
+
+    assert_eq!((report.answered, report.failed), (CONNECTIONS, 0), "{report:?}");
+    assert_eq!(mesh.node("node-a").admin().list().expect("the agent lists its pods").len(), 2);
+}
+
+#[test]
+fn a_pod_that_dies_without_a_word_is_cleaned_up_within_two_seconds() {
+    let mesh = Mesh::new();
+    let web = mesh.app("web").on("node-a").echoing_on(80);
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let stream = far.opens(web.at(80));
+    stream.still_works();
+    web.dial(&far).is_answered();
+    let node = mesh.node("node-a");
+    let pins =
+        || std::process::Command::new("find").arg(node.directory().join("bpf")).output().expect("find runs").stdout;
+    let devices = || node.system().run(&["ip", "-o", "link", "show", "type", "veth"]).stdout;
+    let (all_pins, all_devices) = (pins().len(), devices().len());
+
+    web.dies();
+
+    eventually("nothing is left of the pod", Duration::from_secs(2), || {
+        let pods = node.admin().list().map_err(|status| status.to_string())?;
+        let is_gone = pods.is_empty() && pins().len() < all_pins && devices().len() < all_devices;
+        let series =
+            node.metrics().0.into_iter().filter(|series| {
+                series.name.starts_with("istio") && series.labels.values().any(|value| value == "web")
+            });
+        let series = series.count();
+        let metrics = node.metrics();
+        let of_pods = ["PODS", "PODIP", "LISTEN"].map(|map| [("map", map)]);
+        let entries: f64 =
+            of_pods.iter().flat_map(|map| metrics.select("mesh_map_entries", map)).map(|series| series.value).sum();
+        let left = format!("pods {pods:?}, {series} series, {entries} entries");
+        if is_gone && series == 0 && entries == 0.0 { Ok(()) } else { Err(left) }
+    });
+    assert!(stream.end_within(Duration::from_secs(2)).is_some(), "the stream hangs");
+}
+
+#[test]
+fn a_pod_may_fail_open_only_where_the_mesh_allows_it() {
+    let mesh = Mesh::with(Setup { settings: "  allowFailOpen: true\n".to_owned(), ..Setup::default() });
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let open = mesh.app("open").late().on("node-a");
+    let shut = mesh.app("shut").on("node-a");
+    mesh.settle();
+    let mut request = open.enrolment();
+    request.fail_open = true;
+    eventually("the mesh's setting is known", mesh_tests::LIMIT, || {
+        mesh.node("node-a").admin().enrol(request.clone()).map_err(|status| status.to_string())
+    });
+    open.reaches(far.at(80));
+
+    mesh.node("node-a").kill_agent();
+
+    open.dial(&far).is_answered();
+    shut.dial(&far).is_refused();
+}

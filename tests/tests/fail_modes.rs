@@ -1,0 +1,220 @@
+//! What happens to connections when agent or control daemon are away: the table of fail modes, row by row.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use mesh_tests::{App, Mesh, Setup, client::Client, eventually, plain, protocol::Dial};
+
+struct Pods {
+    web: App,
+    near: App,
+    far: App,
+}
+
+fn pods(mesh: &Mesh) -> Pods {
+    let pods = Pods {
+        web: mesh.app("web").on("node-a"),
+        near: mesh.app("near").on("node-a").echoing_on(80),
+        far: mesh.app("far").on("node-b").echoing_on(80),
+    };
+    pods.web.dial(&pods.near).is_answered();
+    pods.web.dial(&pods.far).is_answered();
+    pods.far.dial(&pods.near).is_answered();
+    pods
+}
+
+#[test]
+fn a_dead_agent_refuses_what_it_would_carry_and_direct_streams_live() {
+    let mesh = Mesh::new();
+    let Pods { web, near, far } = pods(&mesh);
+    let direct = web.opens(near.at(80));
+    let carried = web.opens(far.at(80));
+    direct.still_works();
+    carried.still_works();
+    let capture = mesh.link().capture(&[]);
+
+    mesh.node("node-a").kill_agent();
+
+    carried.is_cut_within(Duration::from_secs(5));
+    web.dial(&far).is_refused();
+    far.dial(&near).is_refused();
+    direct.still_works();
+    // Direct while the last heartbeat is younger than 60 s.
+    web.dial(&near).is_answered();
+    capture.settle();
+    let clear = capture.payload_outside(15008, &[web.addresses(), near.addresses()].concat());
+    assert_eq!(clear, [], "nothing left the node in the clear");
+
+    let begun = Instant::now();
+    mesh.node("node-a").start_agent();
+    mesh.node("node-a").is_ready();
+    web.reaches(far.at(80));
+    far.reaches(near.at(80));
+    eprintln!("carried again {} ms after the start", begun.elapsed().as_millis());
+    direct.still_works();
+}
+
+#[test]
+fn with_an_age_of_zero_a_dead_agent_refuses_new_direct_connections_too() {
+    let agent_arguments = ["--direct-max-age", "0s"].map(str::to_owned).into();
+    let mesh = Mesh::with(Setup { agent_arguments, ..Setup::default() });
+    let Pods { web, near, .. } = pods(&mesh);
+    let direct = web.opens(near.at(80));
+
+    mesh.node("node-a").kill_agent();
+
+    web.dial(&near).is_refused();
+    direct.still_works();
+}
+
+#[test]
+fn a_hung_agent_gets_no_new_connections_and_established_ones_go_on_when_it_does() {
+    let mesh = Mesh::new();
+    let Pods { web, near, far } = pods(&mesh);
+    let fresh = mesh.app("fresh").on("node-b");
+    let (direct, carried) = (web.opens(near.at(80)), web.opens(far.at(80)));
+    carried.still_works();
+
+    mesh.node("node-a").hang_agent();
+    // Before the heartbeat is late a connection may wait in the listener's queue; then it is refused.
+    eventually("new connections are refused", Duration::from_secs(8), || {
+        let dial = Dial { limit_ms: 500, ..plain(far.at(80)) };
+        let dialled = web.dial_with(dial);
+        if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
+    });
+    // From a pod that has no tunnel yet: a new one is refused by the hook in the destination's namespace.
+    fresh.dial(&near).is_refused();
+    direct.still_works();
+    web.dial(&near).is_answered();
+
+    mesh.node("node-a").resume_agent();
+    carried.still_works();
+    web.reaches(far.at(80));
+}
+
+#[test]
+fn the_kubelet_the_pod_itself_and_pods_outside_the_mesh_need_no_agent() {
+    let mesh = Mesh::new();
+    let plain_client = mesh.app("plain-client").not_enrolled().on("node-a");
+    let plain_server = mesh.app("plain-server").not_enrolled().on("node-b").echoing_on(80);
+    let probed = mesh.app("probed").probed_on(8080).on("node-a").echoing_on(8080).echoing_on(8081);
+    let node = mesh.node("node-a");
+    let kubelet = Client::start(node.system(), &mesh.directory().join("kubelet.log"));
+    let probe = |port| kubelet.dial(Dial { send: "x\n".to_owned(), ..plain(probed.at(port)) });
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  namespace: default\n  \
+                  name: strict\nspec:\n  mtls: {mode: STRICT}\n";
+    mesh.apply("strict.yaml", strict);
+    mesh.settle();
+    eventually("plaintext is refused", mesh_tests::LIMIT, || {
+        let dialled = plain_client.dial(&probed);
+        if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
+    });
+
+    for is_alive in [true, false] {
+        if !is_alive {
+            node.kill_agent();
+        }
+        probed.dial_at(probed.at(8080)).is_answered();
+        probed.dial_at(probed.at_v6(8080)).is_answered();
+        plain_client.dial(&plain_server).is_answered();
+        probe(8080).is_answered();
+        // The node is trusted with the declared port only.
+        probe(8081).is_refused();
+    }
+}
+
+#[test]
+fn without_control_everything_goes_on_and_changes_arrive_when_it_is_back() {
+    let mesh = Mesh::new();
+    let Pods { web, near, far } = pods(&mesh);
+
+    mesh.control().kill();
+    web.dial(&far).is_answered();
+    far.dial(&near).is_answered();
+    web.dial(&near).is_answered();
+
+    mesh.control().start();
+    let late = mesh.app("late").on("node-b").echoing_on(80);
+    web.dial(&late).is_answered();
+}
+
+#[test]
+fn an_agent_that_starts_while_control_is_away_refuses_until_it_is_back() {
+    let mesh = Mesh::new();
+    let Pods { web, near, far } = pods(&mesh);
+
+    mesh.control().kill();
+    mesh.node("node-a").stop_agent();
+    mesh.node("node-a").start_agent();
+
+    web.dial(&far).is_refused();
+    far.dial(&near).is_refused();
+    // The kernel's tables outlive the agent; its last heartbeat is young.
+    web.dial(&near).is_answered();
+
+    mesh.control().start();
+    mesh.node("node-a").is_ready();
+    web.reaches(far.at(80));
+    far.reaches(near.at(80));
+}
+
+#[test]
+fn pods_are_found_again_after_a_restart_and_detaching_restores_plain_networking() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let Pods { web, near, far } = pods(&mesh);
+    let node = mesh.node("node-a");
+    let before = node.admin().list().expect("the agent lists its pods");
+
+    node.stop_agent();
+    node.start_agent();
+    node.is_ready();
+    assert_eq!(node.admin().list().expect("the agent lists its pods"), before);
+
+    for node in mesh.nodes() {
+        node.stop_agent();
+        let output = node.detach();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    web.dial(&near).is_answered();
+    web.dial(&far).is_answered();
+    let cgroup = node.cgroup().path();
+    let tree = Command::new("bpftool").args(["cgroup", "tree"]).arg(cgroup).output().expect("bpftool runs");
+    let programs = String::from_utf8_lossy(&tree.stdout);
+    assert!(!programs.contains("cgroup_inet") && !programs.contains("sock_ops"), "programs are left:\n{programs}");
+}
+
+#[test]
+fn a_pod_whose_port_is_taken_while_the_agent_is_away_is_refused_until_it_is_free() {
+    let mesh = Mesh::new();
+    let Pods { web, far, .. } = pods(&mesh);
+    let node = mesh.node("node-a");
+    let state = || {
+        let pods = node.admin().list().expect("the agent lists its pods");
+        pods.into_iter().find(|pod| pod.name == "web").map(|pod| pod.state).unwrap_or_default()
+    };
+    let capture = mesh.link().capture(&[]);
+
+    node.kill_agent();
+    let taken = web.place().namespace.inside(|| std::net::TcpListener::bind((web.v4(), 15001)));
+    let taken = taken.expect("nobody has the port");
+    node.start_agent();
+    node.is_ready();
+
+    assert!(state().starts_with("failed: "), "{}", state());
+    web.dial(&far).is_refused();
+    // The record must still know it.
+    node.stop_agent();
+    node.start_agent();
+    node.is_ready();
+    assert!(state().starts_with("failed: "), "{}", state());
+    web.dial(&far).is_refused();
+    capture.settle();
+    assert_eq!(capture.payload_outside(15008, &web.addresses()), [], "nothing left the node in the clear");
+
+    drop(taken);
+    web.reaches(far.at(80));
+    assert_eq!(state(), "ready");
+}

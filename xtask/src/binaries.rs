@@ -1,0 +1,25 @@
+//! The release binaries that the demo and the stories run.
+
+use anyhow::Result;
+
+use crate::{ebpf, shell, workspace};
+
+/// Builds the eBPF object, then the daemons, the command line and the test applications, in the release profile.
+///
+/// # Errors
+/// When a build fails.
+pub fn build() -> Result<()> {
+    build_in("release")
+}
+
+/// The same in another profile, e.g. `dist`: slower to build, faster to run.
+///
+/// # Errors
+/// When a build fails.
+pub fn build_in(profile: &str) -> Result<()> {
+    ebpf::build()?;
+    let packages = ["mesh-agent", "mesh-control", "mesh-ctl", "mesh-tests"].map(|package| ["--package", package]);
+    shell::run(
+        workspace::cargo().args(["build", "--profile", profile, "--locked", "--bins"]).args(packages.as_flattened()),
+    )
+}

@@ -1,0 +1,71 @@
+//! Every verb that a person or CI runs: `cargo xtask VERB`. Each verb sets up what it needs first, says what it runs,
+//! and fails with the failing command's name. Never part of the product: nothing here is installed.
+
+mod bench;
+mod binaries;
+mod demo;
+mod ebpf;
+mod lint;
+mod setup;
+mod shell;
+mod sizes;
+mod test;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, test and show the mesh.")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or install the eBPF toolchain and the system packages that building, tests and the demo need.
+    Setup,
+    /// Build the eBPF programs into TARGET/bpf/mesh-ebpf.o.
+    BuildEbpf,
+    /// Build the release binaries that the demo and the stories run.
+    Build,
+    /// Two nodes on this machine, real traffic, a verified account of it; stays up until Ctrl-C.
+    Demo {
+        /// Verify every statement, clean up and exit.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Unit and property tests of all crates, then the stories; FILTER selects tests by name.
+    Test {
+        /// Part of a test's name.
+        filter: Option<String>,
+    },
+    /// Direct, this mesh and Envoy in one interleaved run; arguments go to the benchmark (`-- --help`).
+    Bench {
+        /// Arguments of the benchmark.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Formatting, clippy, layering, sizes, and the eBPF programs without warnings.
+    Lint,
+    /// What continuous integration runs: test, lint, demo --check.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Setup => setup::everything(),
+        Verb::BuildEbpf => ebpf::build(),
+        Verb::Build => binaries::build(),
+        Verb::Demo { check } => demo::run(check),
+        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Bench { arguments } => bench::run(&arguments),
+        Verb::Lint => lint::run(),
+        Verb::Ci => {
+            test::run(None)?;
+            lint::run()?;
+            demo::run(true)
+        }
+    }
+}
