@@ -65,7 +65,7 @@ impl Capture {
     pub(crate) fn start(place: &Place, log: &Path, markers: &[&str]) -> Self {
         let mut command = place.command("tcpdump");
         let length = if markers.is_empty() { HELLO } else { WHOLE };
-        command.args(["-i", "any", "-Q", "in", "-B", RING, "-s", length, "-Z", "root", "-w", "-"]);
+        command.args(["-i", "any", "-Q", "in", "-B", RING, "-s", length, "-Z", "root", "-U", "-w", "-"]);
         command.arg("tcp or udp port 9");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(crate::process::append(log));
         let mut tcpdump = Process::spawn(command, log);
@@ -103,7 +103,6 @@ impl Capture {
         let socket = self.place.namespace.inside(|| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
         eventually("the capture has seen everything", SETTLE_LIMIT, || {
             socket.send_to(&moment.to_be_bytes(), ("127.0.0.1", MOMENT_PORT)).expect("loopback is up");
-            self.signal(Signal::USR2); // flush what is buffered
             let seen = self.seen();
             if let Some(reason) = &seen.is_broken {
                 panic!("the capture ended: {reason}");
