@@ -26,11 +26,12 @@ pub struct Control {
     place: Place,
     addresses: Pair,
     directory: PathBuf,
+    arguments: Vec<String>,
     process: Mutex<Option<Process>>,
 }
 
 impl Control {
-    pub(crate) fn create(slot: &Slot, link: &Link) -> Self {
+    pub(crate) fn create(slot: &Slot, link: &Link, arguments: Vec<String>) -> Self {
         let namespace = Namespace::create(slot.name("control"));
         let place = Place { namespace, cgroup: slot.cgroup().child("control").create() };
         let addresses = Pair::new(slot.number(), CONTROL, 1);
@@ -39,7 +40,7 @@ impl Control {
         for name in ["manifests", "state", "tokens", "new"] {
             fs::create_dir_all(directory.join(name)).expect("a directory for control");
         }
-        Self { place, addresses, directory, process: Mutex::default() }
+        Self { place, addresses, directory, arguments, process: Mutex::default() }
     }
 
     /// Gives a node its token; the file's path is what the agent is started with.
@@ -49,9 +50,14 @@ impl Control {
         let mut lines = fs::read_to_string(&all).unwrap_or_default();
         lines += &format!("{node} {token}\n");
         write_secret(&all, &lines);
-        let own = self.directory.join("tokens").join(node);
+        let own = self.token(node);
         write_secret(&own, &token);
         own
+    }
+
+    /// The file with the token that [`Self::admit`] gave a node.
+    pub fn token(&self, node: &str) -> PathBuf {
+        self.directory.join("tokens").join(node)
     }
 
     /// Starts the daemon and waits until it serves.
@@ -60,7 +66,7 @@ impl Control {
     /// When it ends, or does not serve in time.
     pub fn start(&self) {
         let shown = |name: &str| self.directory.join(name).display().to_string();
-        let words = [
+        let mut words = vec![
             binary("mesh-control").display().to_string(),
             "--config-dir".to_owned(),
             shown("manifests"),
@@ -73,6 +79,7 @@ impl Control {
             "--node-tokens".to_owned(),
             shown("node-tokens"),
         ];
+        words.extend_from_slice(&self.arguments);
         *self.lock() = Some(self.place.start(&words, &self.log_path()));
         eventually("the control daemon serves", LIMIT, || {
             if let Some(status) = self.lock().as_mut().expect("just started").ended() {

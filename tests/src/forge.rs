@@ -20,7 +20,8 @@ pub struct Credentials {
 /// Who signs.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
+    /// Its own certificate, sent after the leaf.
+    certificate: CertificateDer<'static>,
 }
 
 impl Authority {
@@ -29,12 +30,24 @@ impl Authority {
     /// # Panics
     /// When the files are not there.
     pub fn of_mesh(state: &Path) -> Self {
-        let read = |name: &str| std::fs::read_to_string(state.join(name)).expect("control wrote it");
-        let certificate = read("root-cert.pem");
+        Self::read(state, "root-cert.pem")
+    }
+
+    /// One that was plugged into the control daemon: `ca-cert.pem` and `ca-key.pem` of `directory`.
+    ///
+    /// # Panics
+    /// When the files are not there.
+    pub fn plugged(directory: &Path) -> Self {
+        Self::read(directory, "ca-cert.pem")
+    }
+
+    fn read(directory: &Path, certificate: &str) -> Self {
+        let read = |name: &str| std::fs::read_to_string(directory.join(name)).expect("the authority's file");
+        let certificate = read(certificate);
         let key = KeyPair::from_pem(&read("ca-key.pem")).expect("a private key");
         use rustls::pki_types::pem::PemObject;
-        let root = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate");
-        Self { issuer: Issuer::from_ca_cert_pem(&certificate, key).expect("a CA certificate"), root }
+        let own = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate");
+        Self { issuer: Issuer::from_ca_cert_pem(&certificate, key).expect("a CA certificate"), certificate: own }
     }
 
     /// One that nobody trusts.
@@ -46,8 +59,8 @@ impl Authority {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().expect("a key");
-        let root = parameters.self_signed(&key).expect("a certificate").der().clone();
-        Self { issuer: Issuer::new(parameters, key), root }
+        let certificate = parameters.self_signed(&key).expect("a certificate").der().clone();
+        Self { issuer: Issuer::new(parameters, key), certificate }
     }
 
     /// Signs for `identity`, valid from `from` seconds from now for `lifetime`.
@@ -68,6 +81,6 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let leaf = parameters.signed_by(&key, &self.issuer).expect("a certificate").der().clone();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        Credentials { chain: vec![leaf, self.root.clone()], key }
+        Credentials { chain: vec![leaf, self.certificate.clone()], key }
     }
 }

@@ -37,6 +37,8 @@ pub struct Setup {
     pub is_meshed: bool,
     /// Further arguments of every agent.
     pub agent_arguments: Vec<String>,
+    /// Further arguments of the control daemon.
+    pub control_arguments: Vec<String>,
     /// Further lines of the MeshConfig's spec, indented by two.
     pub settings: String,
 }
@@ -44,7 +46,8 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         let nodes = ["node-a", "node-b"].map(str::to_owned).into();
-        Self { nodes, is_meshed: true, agent_arguments: Vec::new(), settings: String::new() }
+        let (agent_arguments, control_arguments) = (Vec::new(), Vec::new());
+        Self { nodes, is_meshed: true, agent_arguments, control_arguments, settings: String::new() }
     }
 }
 
@@ -67,7 +70,7 @@ impl Mesh {
     pub fn with(setup: Setup) -> Self {
         let slot = Slot::take();
         let link = Link::create(&slot);
-        let control = Control::create(&slot, &link);
+        let control = Control::create(&slot, &link, setup.control_arguments);
         let outside = Place {
             namespace: Namespace::create(slot.name("outside")),
             cgroup: slot.cgroup().child("outside").create(),
@@ -176,6 +179,11 @@ impl Mesh {
     /// Writes a manifest. What it changes is not waited for: see [`Self::expect_policy`] and [`crate::eventually()`].
     pub fn apply(&self, file: &str, manifest: &str) {
         self.control().write(file, manifest);
+    }
+
+    /// Replaces the further lines of the MeshConfig's spec, indented by two; waited for by nobody.
+    pub fn set(&self, settings: &str) {
+        self.world.write_settings(settings);
     }
 
     /// Removes a manifest.
