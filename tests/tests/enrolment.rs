@@ -1,9 +1,14 @@
 //! Enrolment: pods come and go while others talk, wrong requests are refused by name, and the dead leave nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mesh_api::proto::admin::{EnrolRequest, enrol_request::NetworkNamespace};
-use mesh_tests::{App, Mesh, Setup, eventually, protocol::Behaviour};
+use mesh_api::proto::admin::{EnrolRequest, SocketRow, WorkloadRow, enrol_request::NetworkNamespace};
+use mesh_tests::{
+    App, LIMIT, Mesh, Setup,
+    conversation::Conversation,
+    eventually,
+    protocol::{Behaviour, End},
+};
 
 #[test]
 fn a_wrong_field_is_refused_with_its_name_and_changes_nothing() {
@@ -74,6 +79,88 @@ fn a_running_pod_is_enrolled_and_withdrawn_without_a_restart() {
     assert_eq!(admin.list().expect("the agent lists its pods"), []);
     // Plain again: a member that is not STRICT takes it, from nobody.
     web.dial(&far).is_answered();
+}
+
+const STRICT_WEB: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+    metadata: {namespace: default, name: strict-web}\n\
+    spec:\n  selector: {matchLabels: {app: web}}\n  mtls: {mode: STRICT}\n";
+
+/// Ended with an error within a second of `since`, whichever end the kernel destroyed.
+fn is_closed_by(conversation: &Conversation, since: Instant) {
+    let limit = Duration::from_secs(1);
+    let end = conversation.end_within(limit.saturating_sub(since.elapsed()));
+    assert!(matches!(end, Some((End::Failed(_), _))), "it was not closed but {end:?}, after {:?}", since.elapsed());
+}
+
+#[test]
+fn connections_from_before_the_enrolment_are_kept_and_listed_until_the_workload_is_strict() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let plain = mesh.app("plain").not_enrolled().on("node-a");
+    let web = mesh.app("web").late().on("node-a").echoing_on(81);
+    let dialled = web.opens(far.at(80));
+    let accepted = [plain.opens(web.at(81)), mesh.stranger().opens(web.at_v6(81))];
+    let older: Vec<_> = [&dialled].into_iter().chain(&accepted).collect();
+    let node = mesh.node("node-a");
+
+    node.admin().enrol(web.enrolment()).expect("a running pod can be enrolled");
+    mesh.settle();
+
+    // PERMISSIVE: they live, and are shown as what they are.
+    let rows = node.admin().sockets().expect("the agent lists sockets");
+    for (conversation, direction) in older.iter().zip(["outbound", "inbound", "inbound"]) {
+        conversation.still_works();
+        let is_it = |row: &&SocketRow| row.source == conversation.local().to_string();
+        let row = rows.iter().find(is_it).unwrap_or_else(|| panic!("{} is not among {rows:#?}", conversation.local()));
+        let shown = (row.pod.as_str(), row.path.as_str(), row.direction.as_str(), row.reason.as_str());
+        assert_eq!(shown, ("default/web", "before_enrolment", direction, "before_enrolment"));
+        assert_eq!(row.connection_security_policy, "none");
+    }
+    assert_eq!(node.metrics().sum("mesh_connections_before_enrolment", &[]), 3.0);
+
+    let since = Instant::now();
+    mesh.apply("strict.yaml", STRICT_WEB);
+    for conversation in &older {
+        is_closed_by(conversation, since);
+    }
+    eventually("none is listed any more", LIMIT, || {
+        let rows = node.admin().sockets().map_err(|status| status.to_string())?;
+        let is_left = rows.iter().any(|row| row.path == "before_enrolment");
+        let counted = node.metrics().sum("mesh_connections_before_enrolment", &[]);
+        if is_left || counted > 0.0 { Err(format!("{counted}: {rows:?}")) } else { Ok(()) }
+    });
+    // What members open now is as good as ever.
+    web.dial(&far).is_answered();
+    far.dial_at(web.at(81)).is_answered();
+    plain.dial_at(web.at(81)).is_refused();
+}
+
+#[test]
+fn a_workload_that_is_strict_already_keeps_no_connection_from_before_its_enrolment() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let web = mesh.app("web").late().on("node-a").echoing_on(81);
+    mesh.apply("strict.yaml", STRICT_WEB);
+    let older = [web.opens(far.at(80)), mesh.stranger().opens(web.at(81))];
+    for conversation in &older {
+        conversation.still_works();
+    }
+    eventually("the agent knows that web is strict", LIMIT, || {
+        let rows = mesh.node("node-a").admin().workloads().map_err(|status| status.to_string())?;
+        let is_strict =
+            |row: &WorkloadRow| row.name == "web" && row.policies.iter().any(|name| name.ends_with("strict"));
+        if rows.iter().any(is_strict) { Ok(()) } else { Err(format!("{rows:?}")) }
+    });
+
+    mesh.node("node-a").admin().enrol(web.enrolment()).expect("a running pod can be enrolled");
+
+    let since = Instant::now();
+    for conversation in &older {
+        is_closed_by(conversation, since);
+    }
+    web.reaches(far.at(80));
 }
 
 #[test]
@@ -166,7 +253,7 @@ fn a_pod_may_fail_open_only_where_the_mesh_allows_it() {
     mesh.settle();
     let mut request = open.enrolment();
     request.fail_open = true;
-    eventually("the mesh's setting is known", mesh_tests::LIMIT, || {
+    eventually("the mesh's setting is known", LIMIT, || {
         mesh.node("node-a").admin().enrol(request.clone()).map_err(|status| status.to_string())
     });
     open.reaches(far.at(80));

@@ -12,7 +12,7 @@ use mesh_api::proto::admin::SocketRow;
 use crate::{
     enrol::{Pod, PodTable},
     kernel::{Direction, FlowFlags, FlowRow, KernelError, diag},
-    path::ConnectionSnapshot,
+    path::{ConnectionSnapshot, origin::canonical},
     steer::witness,
     telemetry::{ConnectionRecord, Party},
 };
@@ -160,7 +160,9 @@ fn older(node: &Node, pods: &PodTable, kernel: &KernelSide<'_>) -> Vec<SocketRow
             row.reason = "before_enrolment".into();
             row.connection_security_policy = "none".into();
             let is_inbound = listening.contains(&socket.local.port());
-            let (from, to) = if is_inbound { (socket.remote, socket.local) } else { (socket.local, socket.remote) };
+            // A server bound to both families has IPv4 addresses mapped.
+            let (local, remote) = (canonical(socket.local), canonical(socket.remote));
+            let (from, to) = if is_inbound { (remote, local) } else { (local, remote) };
             row.direction = if is_inbound { "inbound" } else { "outbound" }.into();
             (row.source, row.original_destination, row.endpoint) = (from.to_string(), to.to_string(), to.to_string());
             (row.bytes_sent, row.bytes_received) = (socket.bytes_sent, socket.bytes_received);
