@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use mesh_tests::{App, Mesh, identity};
+use mesh_api::proto::admin::WorkloadRow;
+use mesh_tests::{App, LIMIT, Mesh, eventually, identity, node::Node};
 
 /// A permitted caller and another one, both on node-a, and a server on each node.
 struct Pods {
@@ -94,8 +95,42 @@ fn two_pods_of_one_account_with_different_labels_are_judged_by_their_own_policie
     }
 }
 
+/// Istio's name of the policy that is behind STRICT.
+const STRICT: &str = "istio-system/istio_converted_static_strict";
+
+/// What an operator sees of callers without a certificate that `server`'s node refused: in the metrics, in the access log
+/// and in `meshctl sockets`.
+fn refusals_name_strict(node: &Node, server: &App, count: u64) {
+    let labels = [
+        ("reporter", "destination"),
+        ("destination_workload", server.name()),
+        ("response_flags", "DENY"),
+        ("source_principal", "unknown"),
+        ("connection_security_policy", "none"),
+    ];
+    node.counted("istio_tcp_connections_failed_total", count, &labels);
+    eventually("each refusal is in the access log with its reason", LIMIT, || {
+        let to = server.at(server.port()).to_string();
+        let log = node.access_log();
+        let of_server: Vec<_> = log.iter().filter(|line| line["dst.addr"] == to && line["flag"] == "DENY").collect();
+        for line in &of_server {
+            assert_eq!((&line["policy"], &line["policy.verdict"]), (&STRICT.into(), &"denied_by_policy".into()));
+            assert!(line["error"].as_str().is_some_and(|error| error.contains(STRICT)), "{line}");
+            assert_eq!((&line["security"], &line["src.identity"]), (&"none".into(), &serde_json::Value::Null));
+        }
+        if of_server.len() as u64 == count { Ok(()) } else { Err(format!("{log:?}")) }
+    });
+    let rows = node.admin().sockets().expect("the agent lists sockets");
+    let refused = rows.iter().find(|row| row.path == "denied" && row.pod == server.full_name());
+    let refused = refused.unwrap_or_else(|| panic!("no refusal is listed: {rows:#?}"));
+    assert_eq!((refused.policy.as_str(), refused.reason.as_str()), (STRICT, "denied_by_policy"));
+    let shown = node.meshctl(&["sockets", "--why-denied"]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains(STRICT) && shown.contains("denied_by_policy"), "{shown}");
+}
+
 #[test]
-fn a_strict_workload_refuses_plaintext_and_a_permissive_one_takes_it() {
+fn a_strict_workload_refuses_plaintext_with_its_reason_and_a_permissive_one_takes_it() {
     let mesh = Mesh::new();
     mesh.lets_some_pass_in_the_clear();
     let plain = mesh.app("plain").not_enrolled().on("node-a");
@@ -110,14 +145,19 @@ fn a_strict_workload_refuses_plaintext_and_a_permissive_one_takes_it() {
          spec:\n  mtls: {mode: STRICT}\n",
     );
 
-    for server in [&near, &far] {
-        mesh_tests::eventually("plaintext is refused", mesh_tests::LIMIT, || {
-            let dialled = plain.dial(server);
-            if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
+    for (server, node) in [(&near, "node-a"), (&far, "node-b")] {
+        let node = mesh.node(node);
+        eventually("the workload is strict", LIMIT, || {
+            let rows = node.admin().workloads().map_err(|status| status.to_string())?;
+            let is_strict = |row: &WorkloadRow| row.name == server.name() && row.policies == [STRICT];
+            if rows.iter().any(is_strict) { Ok(()) } else { Err(format!("{rows:?}")) }
         });
         let seen = server.connections().len();
-        plain.dial(server).is_refused();
+        for _ in 0..3 {
+            plain.dial(server).is_refused();
+        }
         assert_eq!(server.connections().len(), seen);
+        refusals_name_strict(node, server, 3);
     }
     // Members of the mesh are as welcome as before.
     near.dial(&far).is_answered();
