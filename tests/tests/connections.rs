@@ -2,7 +2,7 @@
 //! both ends see the addresses that they would see without a mesh.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -99,14 +99,18 @@ fn both_ends_see_the_addresses_they_would_see_without_a_mesh() {
 fn sockets_may_be_bound_non_blocking_and_connected_twice() {
     let mesh = Mesh::new();
     let (web, servers) = near_and_far(&mesh, |app| app.echoing_on(80));
-    for (server, port) in servers.iter().zip(4444..) {
-        let base = Dial { send: "x\n".to_owned(), ..plain(server.at(80)) };
-        web.dial_with(Dial { non_blocking: true, ..base.clone() }).is_answered();
-        let bound = web.dial_with(Dial { from: Some(web.at(port)), ..base.clone() }).is_answered();
-        assert_eq!(bound.report().local, Some(web.at(port)));
+    let kinds: [fn(&App, u16) -> SocketAddr; 3] = [App::at, App::at_v6, App::at_mapped];
+    let cases = servers.iter().flat_map(|server| kinds.map(|at| (server, at)));
+    for ((server, at), port) in cases.zip(4444..) {
+        let to = at(server, 80);
+        let base = Dial { send: "x\n".to_owned(), ..plain(to) };
+        let late = web.dial_with(Dial { non_blocking: true, ..base.clone() }).is_answered();
+        assert_eq!(late.report().peer, Some(to), "after a connect that did not block");
+        let bound = web.dial_with(Dial { from: Some(at(&web, port)), ..base.clone() }).is_answered();
+        assert_eq!(bound.report().local, Some(at(&web, port)), "bound before connect");
         // Its own port 9: refused by its own kernel, then the same socket goes elsewhere.
-        let twice = web.dial_with(Dial { first_to: Some(web.at(9)), ..base }).is_answered();
-        assert_eq!(twice.report().peer, Some(server.at(80)));
+        let twice = web.dial_with(Dial { first_to: Some(at(&web, 9)), ..base }).is_answered();
+        assert_eq!(twice.report().peer, Some(to), "connected twice");
     }
 }
 
@@ -157,10 +161,19 @@ fn servers_are_reachable_exactly_where_they_are_bound() {
         bind((Ipv6Addr::UNSPECIFIED, 82).into(), true);
         bind((Ipv4Addr::LOCALHOST, 83).into(), false);
         bind((Ipv6Addr::LOCALHOST, 84).into(), false);
+        bind(server.at_v6(85), false);
+        bind((Ipv6Addr::UNSPECIFIED, 86).into(), false);
 
         web.dial_at(server.at(81)).is_answered();
+        web.dial_at(server.at_mapped(81)).is_answered();
+        web.dial_at(server.at_v6(81)).is_refused();
         web.dial_at(server.at_v6(82)).is_answered();
         web.dial_at(server.at(82)).is_refused();
+        web.dial_at(server.at_v6(85)).is_answered();
+        web.dial_at(server.at(85)).is_refused();
+        for everywhere in [server.at(86), server.at_v6(86), server.at_mapped(86)] {
+            web.dial_at(everywhere).is_answered();
+        }
         web.dial_at(server.at(83)).is_refused();
         web.dial_at(server.at_v6(84)).is_refused();
         // The server itself reaches its loopback as before.
@@ -171,19 +184,22 @@ fn servers_are_reachable_exactly_where_they_are_bound() {
 #[test]
 fn datagrams_are_left_alone() {
     let mesh = Mesh::new();
-    let web = mesh.app("web").on("node-a");
-    let far = mesh.app("far").on("node-b");
-    let listener = far.place().namespace.inside(|| std::net::UdpSocket::bind("0.0.0.0:5353").expect("a socket"));
-    let answer = std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        let (length, from) = listener.recv_from(&mut buffer).expect("a datagram");
-        listener.send_to(&buffer[..length], from).expect("the caller's address");
-        from
-    });
+    let (web, servers) = near_and_far(&mesh, |app| app);
+    for server in &servers {
+        for (to, own) in [(server.at(5353), web.v4().into()), (server.at_v6(5353), IpAddr::from(web.v6()))] {
+            let listener = server.place().namespace.inside(|| UdpSocket::bind(to).expect("a socket"));
+            let answer = std::thread::spawn(move || {
+                let mut buffer = [0; 64];
+                let (length, from) = listener.recv_from(&mut buffer).expect("a datagram");
+                listener.send_to(&buffer[..length], from).expect("the caller's address");
+                from
+            });
 
-    let reply = web.client().ask(Command::Datagram { to: far.at(5353), text: "query".to_owned() });
+            let reply = web.client().ask(Command::Datagram { to, text: "query".to_owned() });
 
-    let Reply::Datagram { peer, answer: text } = reply else { panic!("{reply:?}") };
-    assert_eq!((peer, text.as_deref()), (far.at(5353), Some("query")));
-    assert_eq!(answer.join().expect("it answered").ip(), web.v4());
+            let Reply::Datagram { peer, answer: text } = reply else { panic!("{reply:?}") };
+            assert_eq!((peer, text.as_deref()), (to, Some("query")));
+            assert_eq!(answer.join().expect("it answered").ip(), own);
+        }
+    }
 }
