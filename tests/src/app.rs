@@ -272,9 +272,7 @@ impl App {
     pub fn dies(&self) {
         self.pod.place.cgroup.kill();
         self.pod.place.cgroup.remove();
-        let name = self.pod.place.namespace.name();
-        let removed = std::process::Command::new("ip").args(["netns", "delete", name]).status();
-        assert!(removed.is_ok_and(|status| status.success()), "cannot remove {name}");
+        self.pod.place.namespace.remove();
     }
 }
 

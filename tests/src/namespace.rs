@@ -25,7 +25,8 @@ pub struct Namespace {
 #[derive(Debug)]
 struct Shared {
     name: String,
-    file: File,
+    /// An open file keeps the namespace alive.
+    file: Mutex<Option<Arc<File>>>,
 }
 
 impl Namespace {
@@ -38,7 +39,7 @@ impl Namespace {
             let _one_at_a_time = ADDING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             run(Command::new("ip").args(["netns", "add", &name]), "");
         }
-        let file = File::open(path(&name)).expect("ip netns add made the file");
+        let file = Mutex::new(Some(Arc::new(File::open(path(&name)).expect("ip netns add made the file"))));
         let namespace = Self { shared: Arc::new(Shared { name, file }) };
         for family in ["all", "default"] {
             namespace.set(&format!("ipv6/conf/{family}/accept_dad"), "0");
@@ -58,8 +59,18 @@ impl Namespace {
         path(self.name())
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.shared.file
+    pub(crate) fn file(&self) -> Arc<File> {
+        let file = self.shared.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        file.clone().unwrap_or_else(|| panic!("{} was removed", self.name()))
+    }
+
+    /// Takes its name away and lets go of it: it ends with the last process and socket in it.
+    ///
+    /// # Panics
+    /// When it has no name any more.
+    pub(crate) fn remove(&self) {
+        self.shared.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        run(Command::new("ip").args(["netns", "delete", self.name()]), "");
     }
 
     /// Runs `ip` commands, one per line, in this namespace.

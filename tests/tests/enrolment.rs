@@ -1,13 +1,19 @@
 //! Enrolment: pods come and go while others talk, wrong requests are refused by name, and the dead leave nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use mesh_api::proto::admin::{EnrolRequest, SocketRow, WorkloadRow, enrol_request::NetworkNamespace};
 use mesh_tests::{
     App, LIMIT, Mesh, Setup,
     conversation::Conversation,
     eventually,
+    node::Node,
     protocol::{Behaviour, End},
+    web::Series,
 };
 
 #[test]
@@ -181,6 +187,31 @@ fn a_pod_that_control_has_not_heard_of_is_pending_and_its_connections_are_not_le
     early.reaches(far.at(80));
 }
 
+/// What a node holds for its pods: the entries of each kernel map, the pins, and the devices that lead into namespaces.
+#[derive(Debug, PartialEq)]
+struct Held {
+    maps: BTreeMap<String, u64>,
+    pins: BTreeSet<PathBuf>,
+    devices: usize,
+}
+
+fn held(node: &Node) -> Held {
+    let metrics = node.metrics();
+    let maps =
+        metrics.select("mesh_map_entries", &[]).map(|series| (series.labels["map"].clone(), series.value as u64));
+    let mut pins = BTreeSet::new();
+    let mut folders = vec![node.directory().join("bpf")];
+    while let Some(folder) = folders.pop() {
+        // One that goes meanwhile holds nothing.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            folders.extend(Some(entry.path()).filter(|path| path.is_dir()));
+            pins.insert(entry.path());
+        }
+    }
+    let devices = node.system().run(&["ip", "-o", "link", "show", "type", "veth"]);
+    Held { maps: maps.collect(), pins, devices: String::from_utf8_lossy(&devices.stdout).lines().count() }
+}
+
 /// Enough to outlast the enrolment and withdrawal of fifty pods.
 const CONNECTIONS: u32 = 40_000;
 
@@ -192,55 +223,84 @@ fn fifty_pods_are_enrolled_and_withdrawn_while_others_talk() {
         .map(|(name, node)| mesh.app(name).on(node).serving(80, Behaviour::Name));
     let targets = servers.clone().map(|server| server.at(80));
     mesh.settle();
+    let node = mesh.node("node-a");
+    let before = held(node);
 
     let report = std::thread::scope(|scope| {
         let storm = scope.spawn(|| web.storms(&targets, CONNECTIONS, 4, true));
         let pods: Vec<App> = (0..50).map(|number| mesh.app(&format!("pod-{number}")).on("node-a")).collect();
         mesh.settle();
-        assert_eq!(mesh.node("node-a").admin().list().expect("the agent lists its pods").len(), 52);
+        assert_eq!(node.admin().list().expect("the agent lists its pods").len(), 52);
+        for pod in pods.iter().step_by(10) {
+            let own = pod.storms(&targets, 20, 2, true);
+            assert_eq!((own.answered, own.failed), (20, 0), "{own:?}");
+        }
         for pod in &pods {
-            mesh.node("node-a").admin().withdraw(pod.uid()).expect("it is enrolled");
+            node.admin().withdraw(pod.uid()).expect("it is enrolled");
         }
         assert!(!storm.is_finished(), "others did not talk until the end: more connections are needed");
         storm.join().expect("the storm ran")
     });
 
     assert_eq!((report.answered, report.failed), (CONNECTIONS, 0), "{report:?}");
-    assert_eq!(mesh.node("node-a").admin().list().expect("the agent lists its pods").len(), 2);
+    assert_eq!(node.admin().list().expect("the agent lists its pods").len(), 2);
+    eventually("the node holds what it held before", LIMIT, || {
+        let after = held(node);
+        // The pods run on, so their devices are there.
+        if (&after.maps, &after.pins) == (&before.maps, &before.pins) { Ok(()) } else { Err(format!("{after:#?}")) }
+    });
 }
 
 #[test]
 fn a_pod_that_dies_without_a_word_is_cleaned_up_within_two_seconds() {
     let mesh = Mesh::new();
-    let web = mesh.app("web").on("node-a").echoing_on(80);
     let far = mesh.app("far").on("node-b").echoing_on(80);
-    let stream = far.opens(web.at(80));
-    stream.still_works();
-    web.dial(&far).is_answered();
+    let other = mesh.app("other").on("node-a").echoing_on(80);
+    mesh.settle();
     let node = mesh.node("node-a");
-    let pins =
-        || std::process::Command::new("find").arg(node.directory().join("bpf")).output().expect("find runs").stdout;
-    let devices = || node.system().run(&["ip", "-o", "link", "show", "type", "veth"]).stdout;
-    let (all_pins, all_devices) = (pins().len(), devices().len());
+    let before = held(node);
+    let web = mesh.app("web").on("node-a").echoing_on(80);
+    // Through the agent in both directions, and directly.
+    let streams = [far.opens(web.at(80)), other.opens(web.at(80))];
+    for stream in &streams {
+        stream.still_works();
+    }
+    let out = web.opens(far.at(80));
+    out.still_works();
+    let with = held(node);
+    assert!(with.devices > before.devices && with.pins.len() > before.pins.len(), "{with:?}");
+    let series_of_web = || {
+        let is_of_web =
+            |series: &Series| series.labels.values().any(|value| value == "web" || value.ends_with("sa/web"));
+        node.metrics().0.into_iter().filter(is_of_web).collect::<Vec<_>>()
+    };
+    assert!(!series_of_web().is_empty(), "there is something to clean up");
 
     web.dies();
 
-    eventually("nothing is left of the pod", Duration::from_secs(2), || {
+    let since = Instant::now();
+    let left = || Duration::from_secs(2).saturating_sub(since.elapsed());
+    for stream in streams {
+        assert!(stream.end_within(left()).is_some(), "a stream hangs");
+    }
+    // Its application has gone: there is nobody to close it.
+    std::mem::forget(out);
+    eventually("nothing is left of the pod", left(), || {
         let pods = node.admin().list().map_err(|status| status.to_string())?;
-        let is_gone = pods.is_empty() && pins().len() < all_pins && devices().len() < all_devices;
-        let series =
-            node.metrics().0.into_iter().filter(|series| {
-                series.name.starts_with("istio") && series.labels.values().any(|value| value == "web")
-            });
-        let series = series.count();
-        let metrics = node.metrics();
-        let of_pods = ["PODS", "PODIP", "LISTEN"].map(|map| [("map", map)]);
-        let entries: f64 =
-            of_pods.iter().flat_map(|map| metrics.select("mesh_map_entries", map)).map(|series| series.value).sum();
-        let left = format!("pods {pods:?}, {series} series, {entries} entries");
-        if is_gone && series == 0 && entries == 0.0 { Ok(()) } else { Err(left) }
+        let sockets = node.admin().sockets().map_err(|status| status.to_string())?;
+        let listed_pods: Vec<_> = pods.iter().filter(|pod| pod.name == "web").collect();
+        let rows: Vec<_> = sockets.iter().filter(|row| row.pod == web.full_name()).collect();
+        let (after, series) = (held(node), series_of_web());
+        // The device goes with the namespace, and that with the last socket in it, whoever holds it.
+        let is_clean = listed_pods.is_empty() && rows.is_empty() && series.is_empty() && after == before;
+        if is_clean {
+            Ok(())
+        } else {
+            Err(format!("{listed_pods:?} {rows:?} {series:?} {after:#?}, before: {before:#?}"))
+        }
     });
-    assert!(stream.end_within(Duration::from_secs(2)).is_some(), "the stream hangs");
+    other.dial(&far).is_answered();
+    far.dial_at(other.at(80)).is_answered();
 }
 
 #[test]

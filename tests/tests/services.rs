@@ -1,6 +1,6 @@
 //! Services: which endpoint a connection goes to, and what the caller sees of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_tests::{App, Mesh, protocol::Behaviour};
 
@@ -54,13 +54,23 @@ fn the_caller_sees_the_service_and_named_ports_lead_to_the_right_place() {
 #[test]
 fn with_client_ip_affinity_a_caller_stays_with_its_endpoint() {
     let mesh = Mesh::new();
-    let (web, _endpoints) = spread(&mesh);
+    let (web, endpoints) = spread(&mesh);
     let echo = mesh.service("echo").port(80, 8080).with("  sessionAffinity: ClientIP\n").selecting("app", "echo");
-    for caller in [web, mesh.app("other").on("node-b")] {
-        let report = caller.storms(&[echo.at(80)], 400, 4, false);
-        assert_eq!(report.answered, 400, "{report:?}");
+    let others: Vec<App> =
+        (0..16).map(|number| mesh.app(&format!("other-{number}")).on(["node-a", "node-b"][number % 2])).collect();
+    let stays = |caller: &App, to, connections| {
+        let report = caller.storms(&[to], connections, 4, false);
+        assert_eq!((report.answered, report.failed), (connections, 0), "{report:?}");
         assert_eq!(report.by_server.len(), 1, "one endpoint for one caller: {report:?}");
-    }
+        report.by_server[0].0
+    };
+
+    let chosen = stays(&web, echo.at(80), 10_000);
+    let used: BTreeSet<_> = others.iter().map(|caller| stays(caller, echo.at(80), 20)).collect();
+    assert_eq!(used.len(), 2, "callers are spread: {used:?}");
+    stays(&web, echo.at_v6(80), 20);
+    assert_eq!(stays(&web, echo.at(80), 20), chosen, "and it is still the same");
+    assert!(endpoints.iter().any(|endpoint| endpoint.at(8080) == chosen));
 }
 
 #[test]
@@ -80,6 +90,12 @@ fn a_pod_reaches_itself_by_its_own_service() {
     for to in [service.at(80), service.at_v6(80)] {
         let report = only.storms(&[to], 100, 2, false);
         assert_eq!((report.answered, report.failed), (100, 0), "{report:?}");
+        let itself = only.opens(to);
+        itself.says("who are you?\n");
+        let rows = mesh.node("node-a").admin().sockets().expect("the agent lists sockets");
+        let row = rows.iter().find(|row| row.source == itself.local().to_string() && row.direction == "outbound");
+        let row = row.unwrap_or_else(|| panic!("{} is not among {rows:#?}", itself.local()));
+        assert_eq!((row.path.as_str(), row.original_destination.as_str()), ("self", &*to.to_string()));
     }
 }
 
