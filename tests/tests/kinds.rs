@@ -169,6 +169,39 @@ fn a_workload_entry_stands_beside_pods_behind_a_service_and_behind_a_service_ent
 }
 
 #[test]
+fn a_workload_entry_with_a_node_and_an_account_is_a_member_of_the_mesh() {
+    let mesh = Mesh::new();
+    let web = mesh.app("web").on("node-a");
+    // No Pod says so: a bare process that was enrolled by hand.
+    let machine = mesh.app("machine").account("machine").unpublished().on("node-b").serving(8080, Behaviour::Name);
+    mesh.apply(
+        "machine.yaml",
+        &format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+             metadata: {{namespace: default, name: machine, annotations: {{mesh.dev/node: node-b}}}}\n\
+             spec: {{address: \"{}\", labels: {{app: machine}}, serviceAccount: machine}}\n",
+            machine.v4()
+        ),
+    );
+    let store = mesh.service("machine").port(80, 8080).selecting("app", "machine");
+    mesh.expect_workload("default/machine");
+    is_known(&mesh, "machine.default.svc.cluster.local", 1);
+
+    for to in [machine.at(8080), store.at(80)] {
+        assert_eq!(answers(web.storms(&[to], 20, 2, false)), [(machine.at(8080), 20)].into());
+    }
+    let conversation = web.opens(store.at(80));
+    conversation.says("who are you?\n");
+    let row = eventually("the connection is listed at both ends", LIMIT, || {
+        let rows = mesh.node("node-b").admin().sockets().map_err(|status| status.to_string())?;
+        let is_it = |row: &&SocketRow| row.source == conversation.local().to_string() && row.path == "hbone";
+        rows.iter().find(is_it).cloned().ok_or_else(|| format!("{rows:?}"))
+    });
+    let ends = (row.source_identity.as_str(), row.destination_identity.as_str());
+    assert_eq!(ends, (&*web.identity(), &*machine.identity()), "both ends have proved who they are");
+}
+
+#[test]
 fn an_endpoint_slice_written_by_hand_says_who_answers_for_a_service_without_selector() {
     let mesh = Mesh::new();
     let web = mesh.app("web").on("node-a");

@@ -7,7 +7,7 @@ mod rows;
 use std::{fmt::Write, net::SocketAddr};
 
 use judge::Judge;
-use mesh_tests::{App, LIMIT, Mesh, eventually, protocol::Behaviour};
+use mesh_tests::{App, LIMIT, Mesh, Setup, eventually, protocol::Behaviour};
 use rows::{Family, Policy, ROWS, Row, Scope};
 
 const PORT: u16 = 80;
@@ -160,19 +160,37 @@ fn ask_all(
     [("the function", Ok(decision.verdict.is_allowed())), ("its connection", traffic), ("explain", explained)]
 }
 
-#[test]
-fn every_case_is_judged_alike_by_the_function_across_nodes_on_one_node_and_by_explain() {
-    let mesh = Mesh::new();
+/// Applies every row in turn and compares.
+fn judge_all(mesh: &Mesh) {
     // Callers outside the mesh are among the cases.
     mesh.lets_some_pass_in_the_clear();
-    let cast = cast(&mesh);
+    let cast = cast(mesh);
     let mut failures = String::new();
     for (number, row) in ROWS.iter().enumerate() {
-        apply(&mesh, number, row, &cast);
-        let found = differences(&mesh, &cast, row);
+        apply(mesh, number, row, &cast);
+        let found = differences(mesh, &cast, row);
         if !found.is_empty() {
             write!(failures, "row {number}:{}\n{found}", manifest(number, row, &cast.callers[0])).expect("memory");
         }
     }
     assert!(failures.is_empty(), "\n{failures}");
+}
+
+/// How many connections between pods of node-a went direct.
+fn direct(mesh: &Mesh) -> f64 {
+    mesh.node("node-a").metrics().sum("mesh_steering_total", &[("reason", "outbound_direct")])
+}
+
+#[test]
+fn every_case_is_judged_alike_by_the_function_across_nodes_on_one_node_and_by_explain() {
+    let mesh = Mesh::new();
+    judge_all(&mesh);
+    assert!(direct(&mesh) > 100.0, "on one node the kernel judged most of them");
+}
+
+#[test]
+fn every_case_is_judged_alike_by_the_agent_where_nothing_goes_direct() {
+    let mesh = Mesh::with(Setup { settings: "  sameNode: encrypt\n".to_owned(), ..Setup::default() });
+    judge_all(&mesh);
+    assert_eq!(direct(&mesh), 0.0, "on one node the agent judged all of them");
 }
