@@ -2,10 +2,16 @@
 //! carries SO_LINGER {1, 0} from its first moment, so that a killed agent resets its connections: a clean FIN would make a
 //! cut answer look complete.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{
+    io::{self, Read},
+    net::SocketAddr,
+    os::fd::AsFd,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::kernel::{Kernel, KernelError, NetworkNamespace};
 
@@ -159,6 +165,55 @@ pub fn prepare(socket: &impl AsFd, leg: Leg) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads what is there. Unlike tokio's own, through a shared reference, so that somebody else may wait for the socket's error.
+///
+/// # Errors
+/// Those of the socket.
+pub fn poll_read(socket: &TcpStream, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_read_ready(context))?;
+        let room = buffer.len();
+        match attempt(socket, Interest::READABLE, room, || (&*SockRef::from(socket)).read(buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            read => return Poll::Ready(read),
+        }
+    }
+}
+
+/// Writes what the socket takes, through a shared reference as well.
+///
+/// # Errors
+/// Those of the socket.
+pub fn poll_write(socket: &TcpStream, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_write_ready(context))?;
+        let send = || SockRef::from(socket).send_with_flags(bytes, libc::MSG_NOSIGNAL);
+        match attempt(socket, Interest::WRITABLE, bytes.len(), send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+            written => return Poll::Ready(written),
+        }
+    }
+}
+
+/// A call that was served in part has used up what there was, and epoll tells of more: the next call need not ask. tokio is
+/// told so by WouldBlock.
+fn attempt(
+    socket: &TcpStream,
+    interest: Interest,
+    wanted: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    let result = socket.try_io(interest, || {
+        done = call()?;
+        if 0 < done && done < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match result {
+        Err(error) if done == 0 => Err(error),
+        _ => Ok(done),
+    }
 }
 
 /// For an orderly end, when both FINs have passed and everything is written: closing no longer resets.

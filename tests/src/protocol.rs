@@ -132,6 +132,8 @@ pub enum Behaviour {
     Drip,
     /// Echoes one line; at the next one, sends RST.
     Reset,
+    /// Sends FIN at once and, at the first line, RST.
+    FinishThenReset,
     /// Reads nothing, sends nothing, keeps the connection.
     Hold,
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use mesh_tests::{
-    App, Mesh,
+    App, Mesh, Setup,
     addresses::canonical,
-    plain,
+    eventually, plain,
     protocol::{Behaviour, Command, Dial, End, Listen, Reply},
 };
 
@@ -136,6 +136,35 @@ fn half_closes_resets_and_a_server_that_speaks_first_pass_through() {
         cut.still_works();
         cut.says("now\n");
         cut.is_cut_within(Duration::from_secs(5));
+    }
+}
+
+/// The kernel forgets a socket that is reset: of those that have read an end and said none, how many are left in the pod.
+fn half_closed(app: &App, count: usize) {
+    eventually(&format!("{count} half-closed sockets in {}", app.name()), Duration::from_secs(5), || {
+        let listed = app.run(&["ss", "-Htn", "state", "close-wait"]).stdout;
+        let listed = String::from_utf8_lossy(&listed);
+        if listed.lines().count() == count { Ok(()) } else { Err(listed.into_owned()) }
+    });
+}
+
+#[test]
+fn a_reset_after_an_end_passes_through_the_agent_while_the_other_side_is_silent() {
+    let mesh = Mesh::with(Setup { settings: "  sameNode: encrypt\n".to_owned(), ..Setup::default() });
+    let serve = |app: App| app.serving(80, Behaviour::Hold).serving(81, Behaviour::FinishThenReset);
+    let (web, servers) = near_and_far(&mesh, serve);
+    for server in &servers {
+        let silent = web.opens(server.at(80));
+        silent.finishes();
+        half_closed(server, 1);
+        silent.resets();
+        half_closed(server, 0);
+
+        let silent = web.opens(server.at(81));
+        assert_eq!(silent.end_within(Duration::from_secs(5)).map(|(end, _)| end), Some(End::Finished));
+        half_closed(&web, 1);
+        silent.says("now\n");
+        half_closed(&web, 0);
     }
 }
 

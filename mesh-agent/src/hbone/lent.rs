@@ -4,12 +4,10 @@
 use std::{
     cell::RefCell,
     io,
-    pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
 };
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes of one buffer.
 pub(super) const SIZE: usize = 256 << 10;
@@ -63,14 +61,12 @@ impl AsRef<[u8]> for Filled {
 /// Reads what is there, up to 256 KiB, into a buffer that is lent only if there is something. Empty bytes are the end.
 ///
 /// # Errors
-/// Those of the reader.
-pub fn read_chunk(reader: Pin<&mut impl AsyncRead>, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+/// Those of `read`, which answers how many bytes it has put into the buffer.
+pub fn read_chunk(read: impl FnOnce(&mut [u8]) -> Poll<io::Result<usize>>) -> Poll<io::Result<Bytes>> {
     let mut lent = Lent::take();
-    let mut buffer = ReadBuf::new(lent.bytes());
-    ready!(reader.poll_read(context, &mut buffer))?;
-    let length = buffer.filled().len();
+    let length = ready!(read(lent.bytes()))?;
     Poll::Ready(Ok(if length <= SMALL {
-        Bytes::copy_from_slice(buffer.filled())
+        Bytes::copy_from_slice(&lent.bytes()[..length])
     } else {
         Bytes::from_owner(Filled(lent, length))
     }))

@@ -4,12 +4,14 @@
 use std::{
     cell::Cell,
     io,
+    net::Shutdown,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{io::AsyncWrite, net::TcpStream};
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     hbone::{self, Stream},
@@ -53,6 +55,19 @@ pub struct Transfer {
 /// # Errors
 /// The end that failed.
 pub async fn copy(mut downstream: End, mut upstream: End, transfer: &Transfer) -> Result<(), CopyError> {
+    let result = pass(downstream.side(), upstream.side(), transfer).await;
+    for end in [downstream, upstream] {
+        match (&result, end) {
+            (Ok(()), End::Socket(socket)) => net::close_gently(&socket),
+            (Err(_), End::Stream(stream)) => stream.reset(),
+            // A socket is reset by being dropped; a stream that has ended both ways is gone.
+            (Err(_), End::Socket(_)) | (Ok(()), End::Stream(_)) => (),
+        }
+    }
+    result
+}
+
+async fn pass(mut downstream: Side<'_>, mut upstream: Side<'_>, transfer: &Transfer) -> Result<(), CopyError> {
     let (mut forth, mut back) = (Way::default(), Way::default());
     let both = std::future::poll_fn(|context| {
         let to = forth.poll(context, &mut downstream, &mut upstream, &transfer.to_destination);
@@ -66,25 +81,20 @@ pub async fn copy(mut downstream: End, mut upstream: End, transfer: &Transfer) -
         if to.is_ready() && from.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        // An end whose bytes have all come can still be reset while it is written to.
-        if let (true, Poll::Ready(error)) = (back.is_read, upstream.poll_reset(context)) {
+        // An end that is not read, because its bytes have all come or because the other end takes none, can still be reset.
+        if !back.is_reading()
+            && let Poll::Ready(error) = upstream.poll_reset(context)
+        {
             return Poll::Ready(Err(CopyError::Upstream(error)));
         }
-        if let (true, Poll::Ready(error)) = (forth.is_read, downstream.poll_reset(context)) {
+        if !forth.is_reading()
+            && let Poll::Ready(error) = downstream.poll_reset(context)
+        {
             return Poll::Ready(Err(CopyError::Downstream(error)));
         }
         Poll::Pending
     });
-    let result = both.await;
-    for end in [downstream, upstream] {
-        match (&result, end) {
-            (Ok(()), End::Socket(socket)) => net::close_gently(&socket),
-            (Err(_), End::Stream(stream)) => stream.reset(),
-            // A socket is reset by being dropped; a stream that has ended both ways is gone.
-            (Err(_), End::Socket(_)) | (Ok(()), End::Stream(_)) => (),
-        }
-    }
-    result
+    both.await
 }
 
 /// Which end of a way failed.
@@ -114,11 +124,15 @@ struct Way {
 }
 
 impl Way {
+    fn is_reading(&self) -> bool {
+        self.pending.is_empty() && !self.is_read
+    }
+
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut End,
-        to: &mut End,
+        from: &mut Side<'_>,
+        to: &mut Side<'_>,
         passed: &Cell<u64>,
     ) -> Poll<Result<(), WayError>> {
         if self.is_done {
@@ -131,7 +145,7 @@ impl Way {
                 passed.set(passed.get() + taken as u64);
             }
             if self.is_read {
-                ready!(to.poll_finish(context)).map_err(WayError::Write)?;
+                to.finish().map_err(WayError::Write)?;
                 self.is_done = true;
                 return Poll::Ready(Ok(()));
             }
@@ -145,11 +159,29 @@ impl Way {
     }
 }
 
+/// One end while bytes pass.
+enum Side<'a> {
+    Socket(&'a TcpStream, Option<Watch<'a>>),
+    Stream(&'a mut Stream),
+}
+
+/// Waits for a socket's reset; made only for one that is not read.
+type Watch<'a> = Pin<Box<dyn Future<Output = io::Error> + 'a>>;
+
 impl End {
+    fn side(&mut self) -> Side<'_> {
+        match self {
+            Self::Socket(socket) => Side::Socket(socket, None),
+            Self::Stream(stream) => Side::Stream(stream),
+        }
+    }
+}
+
+impl Side<'_> {
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         match self {
-            Self::Socket(socket) => {
-                let bytes = ready!(hbone::read_chunk(Pin::new(socket), context))?;
+            Self::Socket(socket, _) => {
+                let bytes = ready!(hbone::read_chunk(|buffer| net::poll_read(socket, context, buffer)))?;
                 Poll::Ready(Ok(Some(bytes).filter(|bytes| !bytes.is_empty())))
             }
             Self::Stream(stream) => stream.poll_read(context),
@@ -158,8 +190,8 @@ impl End {
 
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
         match self {
-            Self::Socket(socket) => {
-                let taken = ready!(Pin::new(socket).poll_write(context, bytes))?;
+            Self::Socket(socket, _) => {
+                let taken = ready!(net::poll_write(socket, context, bytes))?;
                 bytes.advance(taken);
                 Poll::Ready(Ok(taken))
             }
@@ -167,26 +199,33 @@ impl End {
         }
     }
 
-    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn finish(&mut self) -> io::Result<()> {
         match self {
-            Self::Socket(socket) => Pin::new(socket).poll_shutdown(context),
-            Self::Stream(stream) => Poll::Ready(stream.finish()),
+            Self::Socket(socket, _) => SockRef::from(*socket).shutdown(Shutdown::Write),
+            Self::Stream(stream) => stream.finish(),
         }
     }
 
     fn consumed(&mut self, bytes: usize) {
         match self {
             // TCP's own window.
-            Self::Socket(_) => (),
+            Self::Socket(..) => (),
             Self::Stream(stream) => stream.consumed(bytes),
         }
     }
 
     fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         match self {
-            // A reset socket fails the write.
-            Self::Socket(_) => Poll::Pending,
+            Self::Socket(socket, watch) => watch.get_or_insert_with(|| Box::pin(reset(socket))).as_mut().poll(context),
             Self::Stream(stream) => stream.poll_reset(context),
         }
+    }
+}
+
+/// After its FIN a socket is readable for ever, so that only EPOLLERR tells of a reset.
+async fn reset(socket: &TcpStream) -> io::Error {
+    match socket.ready(Interest::ERROR).await {
+        Ok(_) => socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Err(error) => error,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use mesh_api::proto::{security, workload as wire};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -154,6 +154,45 @@ async fn a_reset_passes_both_ways() {
     server.set_zero_linger().unwrap();
     drop(server);
     is_reset(&mut client).await;
+}
+
+/// Waits until the socket has an error, and reads nothing for that.
+async fn is_reset_behind_its_end(stream: &TcpStream) {
+    timeout(SOON, stream.ready(Interest::ERROR)).await.expect("in time").unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_after_an_end_passes_both_ways_while_the_other_side_is_silent() {
+    let mesh = TwoNodes::start(vec![]).await;
+    let (mut client, mut server) = mesh.connected().await;
+    client.shutdown().await.unwrap();
+    assert_eq!(server.read(&mut [0; 16]).await.unwrap(), 0);
+    client.set_zero_linger().unwrap();
+    drop(client);
+    is_reset_behind_its_end(&server).await;
+
+    let (mut client, mut server) = mesh.connected().await;
+    server.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0; 16]).await.unwrap(), 0);
+    server.set_zero_linger().unwrap();
+    drop(server);
+    is_reset_behind_its_end(&client).await;
+}
+
+#[tokio::test]
+async fn a_reset_passes_both_ways_while_the_other_side_does_not_read() {
+    let mesh = TwoNodes::start(vec![]).await;
+    let (mut client, server) = mesh.connected().await;
+    fill(&mut client).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    is_reset_behind_its_end(&server).await;
+
+    let (client, mut server) = mesh.connected().await;
+    fill(&mut server).await;
+    server.set_zero_linger().unwrap();
+    drop(server);
+    is_reset_behind_its_end(&client).await;
 }
 
 #[tokio::test]

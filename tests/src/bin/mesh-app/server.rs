@@ -114,6 +114,11 @@ fn serve(mut stream: &TcpStream, behaviour: &Behaviour) -> std::io::Result<()> {
             BufReader::new(stream).read_line(&mut line)?;
             SockRef::from(stream).set_linger(Some(Duration::ZERO))
         }
+        Behaviour::FinishThenReset => {
+            stream.shutdown(std::net::Shutdown::Write)?;
+            BufReader::new(stream).read_line(&mut String::new())?;
+            SockRef::from(stream).set_linger(Some(Duration::ZERO))
+        }
         Behaviour::Hold => loop {
             std::thread::park();
         },
