@@ -113,6 +113,12 @@ fn watch(context: &SockOpsContext) {
     let _ = context.set_cb_flags(flags as i32);
 }
 
+/// Whether the SYN of this socket passed while its pod was enrolled.
+#[inline(always)]
+fn is_watched(context: &SockOpsContext) -> bool {
+    context.cb_flags() & BPF_SOCK_OPS_STATE_CB_FLAG != 0
+}
+
 /// The socket that dialled is connected.
 #[inline(never)]
 fn dialled(ops: *mut bpf_sock_ops) {
@@ -127,9 +133,22 @@ fn dialled(ops: *mut bpf_sock_ops) {
             flow.original = meta.original();
             flow.add(if meta.has(meta_flags::DIRECT) { way(&end, pod) } else { FlowFlags::AGENT });
         }
-        _ => flow.add(way(&end, pod)),
+        _ if is_watched(context) => flow.add(way(&end, pod)),
+        _ => {
+            flow.add(unseen(&end, pod));
+            watch(context);
+        }
     }
     telemetry::established(context, &mut flow);
+}
+
+/// How a connection goes whose SYN passed when the pod was not yet enrolled.
+#[inline(always)]
+fn unseen(end: &End, pod: u32) -> FlowFlags {
+    match way(end, pod) {
+        FlowFlags::ITSELF => FlowFlags::ITSELF,
+        _ => FlowFlags::BEFORE_ENROLMENT,
+    }
 }
 
 /// How a connection goes that does not go through the agent.
@@ -175,7 +194,7 @@ fn accepted(ops: *mut bpf_sock_ops) {
             flow.original = original;
             flow.add(FlowFlags::AGENT);
         }
-        (None, None) => flow.add(FlowFlags::ITSELF),
+        (None, None) => flow.add(unseen(&end, pod)),
     }
     watch(context);
     telemetry::established(context, &mut flow);

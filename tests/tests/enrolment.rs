@@ -169,6 +169,60 @@ fn a_workload_that_is_strict_already_keeps_no_connection_from_before_its_enrolme
     web.reaches(far.at(80));
 }
 
+/// Waits until the pod has a socket in a state, as `ss` names it.
+fn under_way(app: &App, state: &str) {
+    eventually(&format!("a socket in {state}"), Duration::from_secs(5), || {
+        let listed = app.run(&["ss", "-Htn", "state", state]).stdout;
+        if listed.is_empty() { Err("none".to_owned()) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn handshakes_under_way_at_enrolment_are_listed_as_older_and_closed_when_the_workload_is_strict() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let stranger = mesh.app("stranger").not_enrolled().on("node-b");
+    let web = mesh.app("web").late().on("node-a").echoing_on(80);
+    mesh.settle();
+    let admin = mesh.node("node-a").admin();
+    let nft = |rule: &str| {
+        let output = web.run(&["nft", rule]);
+        assert!(output.status.success(), "{rule}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    // SYNs come in, what ends a handshake does not.
+    nft("add table inet hold; add chain inet hold in { type filter hook input priority 0; }; \
+         add rule inet hold in tcp flags & ack == ack drop");
+    let inbound = stranger.opens(web.at(80));
+    under_way(&web, "syn-recv");
+    let outbound = std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| web.opens(far.at(80)));
+        under_way(&web, "syn-sent");
+        admin.enrol(web.enrolment()).expect("a running pod can be enrolled");
+        nft("delete table inet hold");
+        dialling.join().expect("the handshake ends")
+    });
+
+    inbound.still_works();
+    outbound.still_works();
+    eventually("both are listed", LIMIT, || {
+        let rows = admin.sockets().map_err(|status| status.to_string())?;
+        let rows = rows.into_iter().filter(|row| row.pod == web.full_name());
+        let mut rows: Vec<_> = rows.map(|row| (row.direction, row.source, row.path)).collect();
+        rows.sort();
+        let row = |direction: &str, local: std::net::SocketAddr| {
+            (direction.to_owned(), local.to_string(), "before_enrolment".to_owned())
+        };
+        let expected = [row("inbound", inbound.local()), row("outbound", outbound.local())];
+        if rows == expected { Ok(()) } else { Err(format!("{rows:?}")) }
+    });
+
+    let since = Instant::now();
+    mesh.apply("strict.yaml", STRICT_WEB);
+    is_closed_by(&inbound, since);
+    is_closed_by(&outbound, since);
+}
+
 #[test]
 fn a_pod_that_control_has_not_heard_of_is_pending_and_its_connections_are_not_let_through() {
     let mesh = Mesh::new();

@@ -134,7 +134,9 @@ fn proxied(snapshot: &ConnectionSnapshot, pods: &PodTable, kernel: &KernelSide<'
 fn direct(node: &Node, pods: &PodTable, flows: &[FlowRow], kernel: &KernelSide<'_>) -> Vec<SocketRow> {
     let view = node.view.load_full().unwrap_or_default();
     let now_ns = monotonic_ns();
-    let without_agent = flows.iter().filter(|row| !row.flow.flags().has(FlowFlags::AGENT));
+    // Those from before enrolment are listed with the rest of their kind.
+    let others = [FlowFlags::AGENT, FlowFlags::BEFORE_ENROLMENT];
+    let without_agent = flows.iter().filter(|row| !others.iter().any(|other| row.flow.flags().has(*other)));
     let rows = without_agent.filter_map(|flow| {
         let witness = witness::tell(&view, pods, &flow.flow, now_ns)?;
         let mut row = describe(&witness.record, &witness.own);

@@ -191,7 +191,8 @@ impl Agent {
         self.spawn(drain, steering.run());
         self.spawn(drain, shared.confirm_identities(wanted));
         self.spawn(drain, shared.join_changes());
-        let records = Records::new(&shared.kernel, shared.view.clone(), shared.pods.clone(), shared.telemetry.clone())?;
+        let known = (shared.view.clone(), shared.pods.clone());
+        let records = Records::new(&shared.kernel, known, shared.telemetry.clone(), shared.unseen.clone())?;
         self.spawn(drain, records.run());
         admin::serve(sockets, node.clone(), enrolment, drain);
         Ok((node, workers))

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use mesh_api::Identity;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     certificates::SharedWallet,
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) wallet_changes: watch::Sender<u64>,
     /// Any of the three: live connections are judged again, those that wait look again.
     pub(super) changes: watch::Sender<u64>,
+    /// From the kernel's records to enrolment, see [`Wiring::unseen`].
+    pub(super) unseen: Arc<Notify>,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
@@ -47,6 +49,7 @@ impl Shared {
             wallet: SharedWallet::default(),
             wallet_changes: watch::channel(0).0,
             changes: watch::channel(0).0,
+            unseen: Arc::default(),
             telemetry: Arc::new(telemetry),
         })
     }
@@ -75,6 +78,7 @@ impl Shared {
             view_changes: self.view_changes.subscribe(),
             pod_changes: self.pod_changes.clone(),
             classes: classes.clone(),
+            unseen: self.unseen.clone(),
             telemetry: self.telemetry.clone(),
         }
     }

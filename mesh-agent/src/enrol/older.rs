@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    kernel::{Kernel, KernelError, diag},
+    kernel::{FlowFlags, Kernel, KernelError, diag},
     path::{Source, Verdict, judge},
     view::View,
 };
@@ -20,25 +20,29 @@ use super::Pod;
 /// Source: Linux, include/net/tcp_states.h: established, both FIN_WAITs, CLOSE_WAIT.
 const CONNECTED_STATES: [u8; 4] = [1, 4, 5, 8];
 
+/// Of these, the ones in which a socket that no process holds has not been accepted yet; in the others it was closed.
+const ACCEPTABLE_STATES: [u8; 2] = [1, 8];
+
 /// As above.
 const LISTEN: u8 = 10;
 
 /// Cookies of the older connections' sockets by pod uid; read without a lock.
 pub type SharedOlder = Arc<ArcSwap<HashMap<Arc<str>, HashSet<u64>>>>;
 
-/// The pod's connections that the hooks have not seen begin: not in FLOWS and not the agent's own. Asked right after
-/// steering is in force.
+/// The pod's connections that the hooks have not seen begin: not in FLOWS, or there as such, and not the agent's own. Asked
+/// right after steering is in force; of handshakes that end later FLOWS tells, see [`unseen`].
 ///
 /// # Errors
 /// The kernel does not list sockets or flows.
 pub fn find(kernel: &Kernel, pod: &Pod) -> Result<HashSet<u64>, KernelError> {
     // Sockets before flows: what is established in between is then in FLOWS.
     let sockets = diag::sockets(&pod.network_namespace)?;
-    let steered: HashSet<u64> = kernel.flows()?.into_iter().map(|row| row.socket).collect();
+    let flows = kernel.flows()?.into_iter().filter(|row| !row.flow.flags().has(FlowFlags::BEFORE_ENROLMENT));
+    let steered: HashSet<u64> = flows.map(|row| row.socket).collect();
     let own = own_inodes();
     let older = sockets.into_iter().filter(|socket| {
         CONNECTED_STATES.contains(&socket.state)
-            && socket.inode != 0
+            && (socket.inode != 0 || ACCEPTABLE_STATES.contains(&socket.state))
             && !own.contains(&socket.inode)
             && !steered.contains(&socket.cookie)
             && !socket.local.ip().is_loopback()
@@ -46,6 +50,15 @@ pub fn find(kernel: &Kernel, pod: &Pod) -> Result<HashSet<u64>, KernelError> {
             && !mesh_common::is_own_port(socket.local.port())
     });
     Ok(older.map(|socket| socket.cookie).collect())
+}
+
+/// The connections whose handshake was under way when their pod was enrolled, by the pod's number.
+///
+/// # Errors
+/// The kernel does not list flows.
+pub fn unseen(kernel: &Kernel) -> Result<Vec<(u32, u64)>, KernelError> {
+    let flows = kernel.flows()?.into_iter().filter(|row| row.flow.flags().has(FlowFlags::BEFORE_ENROLMENT));
+    Ok(flows.map(|row| (row.flow.pod, row.socket)).collect())
 }
 
 /// Closes those that the pod's policy refuses, and forgets those that have ended. How many were closed.

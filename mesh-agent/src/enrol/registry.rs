@@ -10,7 +10,7 @@ use std::{
 
 use mesh_api::proto::admin::{EnrolRequest, Pod as PodMessage, PodEvent, pod_event::Kind};
 use tokio::{
-    sync::{broadcast, mpsc, watch},
+    sync::{Notify, broadcast, mpsc, watch},
     task::JoinSet,
 };
 
@@ -67,6 +67,8 @@ pub struct Wiring {
     pub pod_changes: watch::Sender<u64>,
     /// What `steer` made of the pods, written again when a pod is.
     pub classes: SharedClasses,
+    /// Told when a handshake has ended that was under way at its pod's enrolment.
+    pub unseen: Arc<Notify>,
     /// Metrics series of a dead pod are forgotten there.
     pub telemetry: Arc<Telemetry>,
 }
@@ -149,6 +151,7 @@ impl Registry {
                 },
                 () = self.wakeups.next() => self.bury().await,
                 _ = look.tick() => self.bury().await,
+                () = self.wiring.unseen.notified() => self.add_unseen(),
                 changed = self.wiring.view_changes.changed() => {
                     if changed.is_err() {
                         return;
@@ -273,6 +276,20 @@ impl Registry {
             self.tell(Kind::Changed, self.describe(&self.enrolled[&uid]));
         }
         self.publish_older();
+    }
+
+    /// Handshakes that were under way at enrolment and have ended: their connections are older than it, too.
+    fn add_unseen(&mut self) {
+        let unseen = older::unseen(&self.wiring.kernel).unwrap_or_else(|error| {
+            tracing::warn!(%error, "connections whose handshake began before enrolment were not judged");
+            Vec::new()
+        });
+        for (pod, socket) in unseen {
+            if let Some(enrolled) = self.enrolled.values_mut().find(|enrolled| enrolled.pod.id == pod) {
+                enrolled.older.insert(socket);
+            }
+        }
+        self.follow_view();
     }
 
     fn watched_places(&self) -> HashSet<PathBuf> {

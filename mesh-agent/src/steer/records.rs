@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 
 use crate::{
     enrol::{PodTable, SharedPods},
@@ -29,20 +32,21 @@ pub struct Records {
     view: SharedView,
     pods: SharedPods,
     telemetry: Arc<Telemetry>,
+    unseen: Arc<Notify>,
 }
 
 impl Records {
-    /// Opens the kernel's buffer.
+    /// Opens the kernel's buffer. `unseen` is told of each handshake that was under way at its pod's enrolment.
     ///
     /// # Errors
     /// It cannot be mapped.
     pub fn new(
         kernel: &Kernel,
-        view: SharedView,
-        pods: SharedPods,
+        (view, pods): (SharedView, SharedPods),
         telemetry: Arc<Telemetry>,
+        unseen: Arc<Notify>,
     ) -> Result<Self, KernelError> {
-        Ok(Self { events: kernel.events()?, view, pods, telemetry })
+        Ok(Self { events: kernel.events()?, view, pods, telemetry, unseen })
     }
 
     /// Reads for ever.
@@ -67,7 +71,13 @@ impl Records {
         let Some(view) = self.view.load_full() else { return };
         let pods = self.pods.load_full();
         let telemetry = &self.telemetry;
-        self.events.drain(|record| pass_on(&view, &pods, telemetry, record));
+        let unseen = &self.unseen;
+        self.events.drain(|record| match record.kind() {
+            Some(RecordKind::Established) if record.flow.flags().has(FlowFlags::BEFORE_ENROLMENT) => {
+                unseen.notify_one()
+            }
+            _ => pass_on(&view, &pods, telemetry, record),
+        });
     }
 }
 

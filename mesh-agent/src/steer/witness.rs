@@ -37,7 +37,8 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
     let is_outbound = flow.direction() == Direction::Outbound;
     // Inbound, the real client is the original one.
     let far = if is_outbound { remote } else { original };
-    let other = pods.by_address.get(&far.ip());
+    let is_proved = !flow.flags().has(FlowFlags::BEFORE_ENROLMENT);
+    let other = pods.by_address.get(&far.ip()).filter(|_| is_proved);
     let mut record = ConnectionRecord::new(if is_outbound { "outbound" } else { "inbound" });
     let (here, there) = (party(view, Some(own), local), party(view, other, far));
     (record.source, record.destination) = if is_outbound { (here, there) } else { (there, here) };
@@ -80,6 +81,7 @@ fn path(flags: FlowFlags) -> (&'static str, Security) {
         (FlowFlags::DIRECT, "node_local", Security::NodeLocal),
         (FlowFlags::PROBE, "probe", Security::None),
         (FlowFlags::FAIL_OPEN, "fail_open", Security::None),
+        (FlowFlags::BEFORE_ENROLMENT, "before_enrolment", Security::None),
     ];
     let found = known.into_iter().find(|(flag, ..)| flags.has(*flag));
     found.map_or(("", Security::None), |(_, path, security)| (path, security))

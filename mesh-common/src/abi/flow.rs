@@ -33,6 +33,8 @@ impl FlowFlags {
     pub const FIN_SENT: Self = Self(32);
     /// The peer's FIN arrived.
     pub const FIN_RECEIVED: Self = Self(64);
+    /// Its handshake began before the pod was enrolled: no hook has judged it.
+    pub const BEFORE_ENROLMENT: Self = Self(128);
 
     /// From the bits of a map value.
     #[inline(always)]
