@@ -95,6 +95,41 @@ fn a_hung_agent_gets_no_new_connections_and_established_ones_go_on_when_it_does(
 }
 
 #[test]
+fn over_a_warm_tunnel_to_an_agent_that_hangs_a_call_fails_soon_or_goes_to_another_endpoint() {
+    let mesh = Mesh::new();
+    let web = mesh.app("web").on("node-a");
+    let [near, far] = [("near", "node-a"), ("far", "node-b")]
+        .map(|(name, node)| mesh.app(name).labelled("app", "echo").port("http", 80).on(node).echoing_on(80));
+    let echo = mesh.service("echo").port(80, 80).selecting("app", "echo");
+    // As many as leave no worker without a tunnel.
+    let carried: Vec<_> = (0..24).map(|_| web.opens(far.at(80))).collect();
+    for conversation in &carried {
+        conversation.still_works();
+    }
+
+    mesh.node("node-b").hang_agent();
+
+    let begun = Instant::now();
+    web.dial(&far).is_refused();
+    assert!(begun.elapsed() < Duration::from_secs(6), "refused after {:?}", begun.elapsed());
+    for _ in 0..8 {
+        web.dial_at(echo.at(80)).is_answered();
+    }
+    assert!(!near.connections().is_empty(), "the service's other endpoint was tried");
+
+    mesh.node("node-b").resume_agent();
+    for conversation in &carried {
+        conversation.still_works();
+    }
+    web.reaches(far.at(80));
+    mesh.node("node-a").counted(
+        "istio_tcp_connections_failed_total",
+        1,
+        &[("reporter", "source"), ("source_workload", "web"), ("response_flags", "CONNECT")],
+    );
+}
+
+#[test]
 fn the_kubelet_the_pod_itself_and_pods_outside_the_mesh_need_no_agent() {
     let mesh = Mesh::new();
     let plain_client = mesh.app("plain-client").not_enrolled().on("node-a");

@@ -19,7 +19,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER,
-    STREAM_WINDOW, TLS_BUFFER, keepalive,
+    STREAM_WINDOW, TLS_BUFFER,
+    keepalive::{self, Pulse},
     wire::{Orderly, Wire},
 };
 use crate::{
@@ -79,6 +80,7 @@ pub struct Tunnel {
     last_used: Cell<Instant>,
     /// A stream ended, or the tunnel was retired.
     changed: Notify,
+    pulse: Pulse,
     /// The peer.
     pub peer: Rc<Peer>,
 }
@@ -118,6 +120,7 @@ impl Tunnel {
                 streams: Cell::new(0),
                 last_used: Cell::new(Instant::now()),
                 changed: Notify::new(),
+                pulse: Pulse::default(),
                 peer: Rc::new(peer),
             });
             let retires_at = Instant::now() + until_retirement(certificate, SystemTime::now());
@@ -152,6 +155,19 @@ impl Tunnel {
         self.changed.notify_one();
     }
 
+    /// Returns when the peer gives no sign of life, while somebody waits for it.
+    pub(super) async fn is_silent(&self) {
+        self.pulse.lost().await;
+    }
+
+    /// Retires it because of that; told once, however many wait.
+    pub(super) fn retire_silent(&self) {
+        if !self.is_retired() {
+            tracing::info!(peer = %self.peer.identity, "tunnel silent: no answer to PING, opening another");
+            self.retire();
+        }
+    }
+
     /// Whether it takes no new stream.
     pub(super) fn is_retired(&self) -> bool {
         self.sender.borrow().is_none()
@@ -162,7 +178,7 @@ impl Driver {
     /// Drives the tunnel to its end. Retires it by age and when idle for `idle`; resets it when the peer is dead.
     pub(super) async fn run(self, tunnel: Rc<Tunnel>, idle: Duration, drain: &Drain) {
         let Self { mut connection, orderly, retires_at } = self;
-        let dead = keepalive::until_dead(connection.ping_pong());
+        let dead = keepalive::until_dead(connection.ping_pong(), &tunnel.pulse);
         let mut dead = std::pin::pin!(dead);
         let mut closed = std::pin::pin!(async {
             drain.reached(Phase::Closing).await;

@@ -59,6 +59,16 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A CONNECT is answered after the far side has connected to its application, or refused to.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Who waits for an answer that long asks with a PING whether the peer is there at all.
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// A peer that is waited for and answers no PING for this long takes no new stream: as long as a node gives its own agent
+/// before it refuses in its stead (`mesh_common::verdict`), so that the next dial is refused at once.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// At least this between two PINGs, however many ask.
+const PING_GAP: Duration = Duration::from_millis(500);
+
 /// One PING this long after the last answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 

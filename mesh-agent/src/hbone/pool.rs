@@ -10,8 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::Reason;
-use http::{Request, StatusCode};
+use h2::{Reason, RecvStream, client::ResponseFuture};
+use http::{Request, Response, StatusCode};
 use mesh_api::Identity;
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, sync::Notify};
@@ -60,6 +60,9 @@ pub enum OpenError {
     /// No answer in time.
     #[error("the peer does not answer")]
     Timeout,
+    /// Nor to PINGs, on several tunnels.
+    #[error("the peer gives no sign of life")]
+    Silent,
 }
 
 /// One pod's tunnels.
@@ -99,7 +102,7 @@ impl Pool {
     }
 
     /// Opens a stream: on a tunnel of this key, or on one that `dial` makes. A stream that the server has not looked at is
-    /// sent again, to the same endpoint.
+    /// sent again, to the same endpoint; so is one whose tunnel has fallen silent, on a new tunnel.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was delivered to the destination's application.
@@ -121,19 +124,23 @@ impl Pool {
                 continue;
             };
             let peer = slot.0.peer.clone();
-            let sent = sender.send_request(request.clone(), false).map(|(response, send)| (response, send, slot));
-            let answered = match sent {
-                Ok((response, send, slot)) => match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
-                    Ok(response) => response.map(|response| (response, send, slot)),
-                    Err(_) => return Err(OpenError::Timeout),
+            let answered = match sender.send_request(request.clone(), false) {
+                Ok((response, send)) => match answer(response, &slot.0).await? {
+                    Some(response) => response.map(|response| (response, send)),
+                    // Its streams live on, as on a wire; this one has brought nothing to anybody, whoever answers.
+                    None => {
+                        slot.0.retire_silent();
+                        resends = resends.checked_sub(1).ok_or(OpenError::Silent)?;
+                        continue;
+                    }
                 },
                 Err(error) => Err(error),
             };
             match answered {
-                Ok((response, send, slot)) if response.status() == StatusCode::OK => {
+                Ok((response, send)) if response.status() == StatusCode::OK => {
                     return Ok((Stream::new(send, response.into_body(), Some(slot)), peer));
                 }
-                Ok((response, ..)) => return Err(OpenError::Status(response.status())),
+                Ok((response, _)) => return Err(OpenError::Status(response.status())),
                 Err(error) if resends > 0 && was_not_looked_at(&error) => resends -= 1,
                 Err(error) => return Err(OpenError::Lost(Rc::new(error))),
             }
@@ -218,6 +225,21 @@ impl Pool {
             forget_empty(&entries, &key, &entry);
         });
         dialling
+    }
+}
+
+/// What the peer says; nothing when it gives no sign of life.
+///
+/// # Errors
+/// It is there and does not answer.
+async fn answer(
+    response: ResponseFuture,
+    tunnel: &Tunnel,
+) -> Result<Option<Result<Response<RecvStream>, h2::Error>>, OpenError> {
+    tokio::select! {
+        biased;
+        response = tokio::time::timeout(RESPONSE_TIMEOUT, response) => response.map(Some).map_err(|_| OpenError::Timeout),
+        () = tunnel.is_silent() => Ok(None),
     }
 }
 

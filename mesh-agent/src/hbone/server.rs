@@ -14,7 +14,7 @@ use super::{
     CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST, SERVER_STREAMS,
     STREAM_WINDOW, Stream, TLS_BUFFER,
     client::{Peer, peer_of, until_retirement},
-    keepalive,
+    keepalive::{self, Pulse},
     wire::{Orderly, Wire},
 };
 use crate::{
@@ -73,7 +73,8 @@ impl Server {
     /// Hands out requests until the tunnel has ended. `draining` says GOAWAY and lets streams end, `closing` waits half a
     /// second for it and resets.
     pub async fn run(mut self, drain: &Drain, mut incoming: impl FnMut(Incoming)) {
-        let dead = keepalive::until_dead(self.connection.ping_pong());
+        let pulse = Pulse::default();
+        let dead = keepalive::until_dead(self.connection.ping_pong(), &pulse);
         let mut dead = std::pin::pin!(dead);
         let mut draining = std::pin::pin!(drain.reached(Phase::Draining));
         let mut closing = std::pin::pin!(async {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Dialled, Key, OpenError, Pool, SERVER_STREAMS, STREAM_WINDOW, Stream, connect_request};
+use super::{DOUBT, Dialled, Key, OpenError, Pool, SERVER_STREAMS, SILENCE, STREAM_WINDOW, Stream, connect_request};
 use crate::{
     drain::{Drain, Phase},
     proving::{Authority, address, identity},
@@ -29,6 +29,9 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(5);
 
+/// Long enough for what is ready to be seen.
+const SHORTLY: Duration = Duration::from_millis(50);
+
 /// What the peer does with a request, by its number since the start.
 enum Act {
     Accept,
@@ -36,6 +39,10 @@ enum Act {
     Reset(Reason),
     /// Ends the connection without a word.
     Vanish,
+    /// Hangs, with the connection open.
+    Hang,
+    /// Is there and does not answer.
+    Ponder,
 }
 
 type Script = Rc<dyn Fn(usize) -> Act>;
@@ -48,6 +55,7 @@ struct Peer {
     /// Accepted streams, from the peer's side.
     streams: RefCell<Vec<FarEnd>>,
     accepted: Rc<Notify>,
+    pondering: RefCell<Vec<SendResponse<Bytes>>>,
 }
 
 struct Ground {
@@ -69,7 +77,8 @@ fn act(act: Act, request: Request<h2::RecvStream>, mut respond: SendResponse<Byt
         }
         Act::Answer(status) => drop(respond.send_response(answer(status), true).unwrap()),
         Act::Reset(reason) => respond.send_reset(reason),
-        Act::Vanish => (),
+        Act::Ponder => peer.pondering.borrow_mut().push(respond),
+        Act::Vanish | Act::Hang => (),
     }
 }
 
@@ -83,6 +92,7 @@ impl Peer {
             connections: Rc::default(),
             streams: RefCell::default(),
             accepted: Rc::default(),
+            pondering: RefCell::default(),
         });
         let (shared, requests) = (peer.clone(), Rc::new(Cell::new(0)));
         tokio::task::spawn_local(async move {
@@ -121,6 +131,7 @@ impl Peer {
             requests.set(number + 1);
             match script(number) {
                 Act::Vanish => return,
+                Act::Hang => std::future::pending().await,
                 other => act(other, request, respond, self),
             }
         }
@@ -260,6 +271,32 @@ async fn what_the_peer_may_have_looked_at_is_not_sent_again() {
         // The tunnel that was lost is not used again.
         ground.open().await.unwrap();
         assert_eq!(ground.dials.get(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_on_a_tunnel_whose_peer_hangs_is_opened_on_a_new_one() {
+    locally(async {
+        let ground = Ground::new(|request| if request == 1 { Act::Hang } else { Act::Accept }).await;
+        let mut old = ground.open().await.unwrap();
+        let _new = ground.open().await.unwrap();
+        assert_eq!((ground.dials.get(), ground.peer.connections.get()), (2, 2));
+        // Its own streams may go on when the peer does.
+        let read = timeout(SHORTLY, std::future::poll_fn(|context| old.poll_read(context))).await;
+        assert!(read.is_err(), "the old stream ended: {read:?}");
+        assert_eq!(ground.pool.tunnels(), 1, "the silent tunnel takes no new stream");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_there_and_takes_its_time_is_waited_for() {
+    locally(async {
+        let ground = Ground::new(|_| Act::Ponder).await;
+        let waited = timeout(SILENCE + DOUBT, ground.open()).await;
+        assert!(waited.is_err(), "{waited:?}");
+        assert_eq!((ground.dials.get(), ground.peer.pondering.borrow().len()), (1, 1));
     })
     .await;
 }

@@ -45,7 +45,7 @@ impl ConnectError {
                 !matches!(**error, TunnelError::Credentials(_) | TunnelError::Draining)
             }
             Self::Open(OpenError::Status(status)) => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Open(OpenError::Lost(_)) => true,
+            Self::Open(OpenError::Lost(_) | OpenError::Silent) => true,
             Self::Open(OpenError::Timeout) | Self::Request(_) => false,
         }
     }

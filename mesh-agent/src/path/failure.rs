@@ -247,6 +247,8 @@ fn connect_flag(error: &ConnectError) -> Flag {
             TunnelError::Draining => Flag::Draining,
         },
         ConnectError::Open(OpenError::Status(StatusCode::UNAUTHORIZED)) => Flag::Deny,
-        ConnectError::Open(OpenError::Status(_) | OpenError::Lost(_) | OpenError::Timeout) => Flag::Connect,
+        ConnectError::Open(OpenError::Status(_) | OpenError::Lost(_) | OpenError::Timeout | OpenError::Silent) => {
+            Flag::Connect
+        }
     }
 }
