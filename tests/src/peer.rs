@@ -98,6 +98,54 @@ async fn request(sender: h2::client::SendRequest<bytes::Bytes>, asked: &Asked) -
     Ok((status, String::from_utf8_lossy(&echo).into_owned()))
 }
 
+/// Offers TLS 1.2 and nothing newer, and reads what comes until the end.
+///
+/// # Panics
+/// When nobody answers.
+pub fn offers_tls_12(namespace: &Namespace, to: SocketAddr) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let mut tcp = namespace.inside(|| std::net::TcpStream::connect(to).expect("a listener"));
+    tcp.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
+    tcp.write_all(&hello_of_tls_12()).expect("an open connection");
+    let mut answer = Vec::new();
+    // A reset after the answer is as good an end as FIN.
+    let _ = tcp.read_to_end(&mut answer);
+    answer
+}
+
+/// A ClientHello. Source: RFC 5246, section 7.4.1.2; RFC 8446 asks for `supported_versions`, which is not there.
+fn hello_of_tls_12() -> Vec<u8> {
+    let extensions = [
+        // supported_groups: x25519, secp256r1
+        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..],
+        // ec_point_formats: uncompressed
+        &[0, 11, 0, 2, 1, 0],
+        // signature_algorithms: ecdsa_secp256r1_sha256, rsa_pss_rsae_sha256
+        &[0, 13, 0, 6, 0, 4, 4, 3, 8, 4],
+        // application_layer_protocol_negotiation: h2
+        &[0, 16, 0, 5, 0, 3, 2, b'h', b'2'],
+    ];
+    let extensions = extensions.concat();
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    // No session; ECDHE with AES-128-GCM, by ECDSA and RSA; no compression.
+    body.extend([0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2f, 1, 0]);
+    body.extend(length::<2>(&extensions));
+    body.extend(extensions);
+    let mut handshake = vec![1];
+    handshake.extend(length::<3>(&body));
+    handshake.extend(body);
+    let mut record = vec![22, 3, 1];
+    record.extend(length::<2>(&handshake));
+    record.extend(handshake);
+    record
+}
+
+fn length<const BYTES: usize>(of: &[u8]) -> [u8; BYTES] {
+    let all = of.len().to_be_bytes();
+    all[all.len() - BYTES..].try_into().expect("as many bytes")
+}
+
 fn configuration(credentials: Option<Credentials>) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()

@@ -67,6 +67,43 @@ fn nobody_without_a_valid_certificate_of_the_mesh_is_asked_what_they_want() {
 }
 
 #[test]
+fn a_client_that_speaks_no_tls_13_gets_nothing_but_an_alert() {
+    let mesh = Mesh::new();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    mesh.settle();
+
+    let answer = peer::offers_tls_12(&mesh.outside().namespace, far.at(15008));
+
+    // One record: alert, fatal, protocol_version. Source: RFC 8446, section 6.
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
+    far.saw_no_connection();
+}
+
+#[test]
+fn a_certificate_is_of_no_use_at_the_address_of_another_workload() {
+    let mesh = Mesh::new();
+    mesh.lets_some_pass_in_the_clear();
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    // Its sockets are not steered, so that it can speak for itself.
+    let thief = mesh.app("thief").not_enrolled().on("node-a");
+    mesh.settle();
+    let authority = Authority::of_mesh(&mesh.control().state());
+    let from_thief = |identity: &str| {
+        let credentials = authority.sign(identity, -60, DAY);
+        peer::ask(&thief.place().namespace, far.at(15008), Some(credentials), &connect(far.at(80)))
+    };
+
+    let stolen = from_thief(&far.identity());
+
+    assert!(stolen.is_err(), "{stolen:?}");
+    far.saw_no_connection();
+    let flag = [("reporter", "destination"), ("response_flags", "IDENTITY_ERROR")];
+    mesh.node("node-b").counted("istio_tcp_connections_failed_total", 1, &flag);
+    // With its own, from the same address, it is answered: it was the name.
+    assert_eq!(from_thief(&thief.identity()).map(|heard| heard.status), Ok(200));
+}
+
+#[test]
 fn a_tunnel_leads_nowhere_but_to_the_workload_that_was_dialled() {
     let mesh = Mesh::new();
     let far = mesh.app("far").on("node-b").echoing_on(80);

@@ -2,6 +2,7 @@
 //! and dashboards know it by.
 
 use http::StatusCode;
+use mesh_api::Identity;
 
 use super::{authorize::Decision, connect::ConnectError, copy::CopyError, origin::OriginError, resolve::ResolveError};
 use crate::hbone::{OpenError, ServerError, TunnelError};
@@ -18,6 +19,9 @@ pub enum Failure {
     /// A tunnel was not established.
     #[error(transparent)]
     Tunnel(#[from] ServerError),
+    /// The certificate is of another workload than the one whose address the tunnel comes from.
+    #[error("the peer proved to be {0} and comes from the address of another workload")]
+    Mismatch(Identity),
     /// A CONNECT was malformed; the status was answered.
     #[error("the request was answered {0}")]
     Request(StatusCode),
@@ -165,7 +169,7 @@ impl Failure {
     /// The stage that failed.
     pub fn stage(&self) -> Stage {
         match self {
-            Self::Starting | Self::Tunnel(_) => Stage::Accept,
+            Self::Starting | Self::Tunnel(_) | Self::Mismatch(_) => Stage::Accept,
             Self::Origin(_) | Self::Request(_) => Stage::Origin,
             Self::Resolve(_) => Stage::Resolve,
             Self::Denied(_) => Stage::Authorize,
@@ -178,7 +182,9 @@ impl Failure {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Starting => Blame::Mesh,
-            Self::Origin(OriginError::NotRedirected) | Self::Tunnel(_) | Self::Request(_) => Blame::Downstream,
+            Self::Origin(OriginError::NotRedirected) | Self::Tunnel(_) | Self::Mismatch(_) | Self::Request(_) => {
+                Blame::Downstream
+            }
             Self::Origin(_) => Blame::Mesh,
             Self::Resolve(ResolveError::NoEndpoint) => Blame::Upstream,
             Self::Resolve(ResolveError::Pending | ResolveError::Unsupported(_)) => Blame::Mesh,
@@ -197,7 +203,7 @@ impl Failure {
             Self::Starting => Flag::Starting,
             Self::Origin(OriginError::NotRedirected) => Flag::NotRedirected,
             Self::Origin(OriginError::Kernel(_)) => Flag::NotRedirected,
-            Self::Origin(OriginError::Identity(_)) => Flag::IdentityError,
+            Self::Origin(OriginError::Identity(_)) | Self::Mismatch(_) => Flag::IdentityError,
             Self::Tunnel(ServerError::Tls(_) | ServerError::Timeout) => Flag::TlsFailure,
             Self::Tunnel(ServerError::Http(_)) => Flag::H2HandshakeFailure,
             Self::Request(_) => Flag::BadRequest,

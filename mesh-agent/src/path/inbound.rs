@@ -1,7 +1,10 @@
 //! The story of a connection that arrives through a tunnel: verified certificate, checked request, judged, carried to the
 //! application. A request that fails is answered with its status; the tunnel goes on.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use http::StatusCode;
 use mesh_api::Identity;
@@ -59,7 +62,17 @@ async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result
     let credentials = worker.credentials(&identity).await.map_err(missing)?;
     let config = worker.server_config(&identity, &credentials, &view.mesh.trust_domain).map_err(missing)?;
     let server = Server::accept(accepted.socket, config, &credentials.certificate).await?;
+    let remote = origin::canonical(accepted.peer).ip();
+    // An address that was given to another pod a moment ago: the View is waited for.
+    worker.hold(|| is_at_its_own(worker, &server.peer, remote), |_| true).await?;
     Ok((server, origin::canonical(local)))
+}
+
+/// A stolen certificate is of no use from the address of another workload.
+fn is_at_its_own(worker: &Local, peer: &Peer, address: IpAddr) -> Result<(), Failure> {
+    let view = worker.view().ok_or(Failure::Starting)?;
+    let is_its_own = view.may_be_at(&peer.identity, address);
+    if is_its_own { Ok(()) } else { Err(Failure::Mismatch(peer.identity.clone())) }
 }
 
 async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>, incoming: Incoming) {

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use mesh_api::Identity;
+
 use super::{MeshSettings, Policy, PolicyName, Protocol, Scope, Service, ServiceName, Uid, Workload};
 
 /// The snapshot.
@@ -32,6 +34,13 @@ impl View {
     /// network are not found: they share its address.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads_by_address.get(&address.to_canonical())?.first()
+    }
+
+    /// Whether this address can be that of a workload with this identity: it is one's, or nobody's that the View knows (from
+    /// behind a NAT, or of the node's own network). Never proof of an identity, only of a contradiction.
+    pub fn may_be_at(&self, identity: &Identity, address: IpAddr) -> bool {
+        let workloads = self.workloads_by_address.get(&address.to_canonical());
+        workloads.is_none_or(|all| all.is_empty() || all.iter().any(|workload| workload.identity == *identity))
     }
 
     /// The services with this virtual address, ordered by namespace and name.
