@@ -77,14 +77,8 @@ fn is_at_its_own(worker: &Local, peer: &Peer, address: IpAddr) -> Result<(), Fai
 
 async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>, incoming: Incoming) {
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, tunnel.remote);
-    let live = outcome.live.clone();
     outcome.tunnelled(&tunnel.peer);
-    let result = tokio::select! {
-        biased;
-        cut = live.until_cut() => Err(Failure::Cut(cut)),
-        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
-        result = carry(&worker, &pod, &tunnel, incoming, &outcome) => result,
-    };
+    let result = outcome.unless_cut(&pod, carry(&worker, &pod, &tunnel, incoming, &outcome)).await;
     outcome.close(result);
 }
 

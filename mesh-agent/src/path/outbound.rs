@@ -8,14 +8,13 @@ use super::{
     authorize::authorize,
     connect::{Dialler, connect},
     copy::{End, copy},
-    failure::{Cut, Failure},
+    failure::Failure,
     local::{HOLD, Local, PodState},
     origin::{self, Origin, workload_of},
     outcome::{Direction, Outcome},
     resolve::{self, Caller, Question, ResolveError, Route},
 };
 use crate::{
-    drain::Phase,
     telemetry::Party,
     view::{Uid, View},
 };
@@ -26,13 +25,7 @@ const ATTEMPTS: usize = 3;
 /// From accept to the last byte.
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Outbound, accepted.peer);
-    let live = outcome.live.clone();
-    let result = tokio::select! {
-        biased;
-        cut = live.until_cut() => Err(Failure::Cut(cut)),
-        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
-        result = carry(&worker, &pod, accepted, &outcome) => result,
-    };
+    let result = outcome.unless_cut(&pod, carry(&worker, &pod, accepted, &outcome)).await;
     outcome.close(result);
 }
 

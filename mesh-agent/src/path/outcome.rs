@@ -8,11 +8,12 @@ use super::{
     connect::Upstream,
     failure::{Cut, Failure},
     live::{Judged, Live},
-    local::Local,
+    local::{Local, PodState},
     origin::Origin,
     resolve::{NextHop, Route},
 };
 use crate::{
+    drain::Phase,
     enrol::Pod,
     hbone::Peer,
     telemetry::{ConnectionRecord, Party, Reporter, Security},
@@ -140,6 +141,20 @@ impl Outcome {
             }
         }
         series.iter().for_each(|series| series.open());
+    }
+
+    /// What becomes of it, unless it must end before: cut, or its pod withdrawn.
+    pub async fn unless_cut(
+        &self,
+        pod: &PodState,
+        carried: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        tokio::select! {
+            biased;
+            cut = self.live.until_cut() => Err(Failure::Cut(cut)),
+            () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
+            result = carried => result,
+        }
     }
 
     /// It has ended.

@@ -7,24 +7,18 @@ use super::{
     accept::Accepted,
     connect::{Dialler, connect},
     copy::{CopyError, End, copy},
-    failure::{Cut, Failure},
+    failure::Failure,
     inbound::permit,
     local::{Local, PodState},
     origin,
     outcome::{Direction, Outcome},
 };
-use crate::{drain::Phase, telemetry::Party};
+use crate::telemetry::Party;
 
 /// From accept to the last byte.
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, accepted.peer);
-    let live = outcome.live.clone();
-    let result = tokio::select! {
-        biased;
-        cut = live.until_cut() => Err(Failure::Cut(cut)),
-        () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
-        result = carry(&worker, &pod, accepted, &outcome) => result,
-    };
+    let result = outcome.unless_cut(&pod, carry(&worker, &pod, accepted, &outcome)).await;
     outcome.close(result);
 }
 

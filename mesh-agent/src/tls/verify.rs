@@ -68,6 +68,33 @@ pub fn peer_identity(leaf: &CertificateDer<'_>) -> Result<Identity, PeerError> {
     }
 }
 
+/// How both verifiers check that the peer holds its certificate's key: as the provider can. rustls asks for TLS 1.2, too.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Verifies servers: one of the expected identities.
 pub(super) struct ServerName {
     roots: Arc<RootCertStore>,
@@ -110,27 +137,7 @@ impl ServerCertVerifier for ServerName {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// Verifies clients: any identity of our trust domain.
@@ -138,13 +145,14 @@ impl ServerCertVerifier for ServerName {
 pub(super) struct ClientDomain {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: String,
+    provider: Arc<CryptoProvider>,
 }
 
 impl ClientDomain {
     /// None when there is no root.
     pub(super) fn new(roots: Arc<RootCertStore>, trust_domain: &str, provider: Arc<CryptoProvider>) -> Option<Self> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build().ok()?;
-        Some(Self { chain, trust_domain: trust_domain.into() })
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().ok()?;
+        Some(Self { chain, trust_domain: trust_domain.into(), provider })
     }
 }
 
@@ -172,25 +180,5 @@ impl ClientCertVerifier for ClientDomain {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures!();
 }
