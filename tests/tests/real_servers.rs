@@ -2,9 +2,9 @@
 //! is what they would log without a mesh, and meanwhile a
 //! capture of the link sees nothing but tunnels.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path, process::Output, time::Duration};
 
-use mesh_tests::{App, LIMIT, Mesh, eventually, process::Process};
+use mesh_tests::{App, LIMIT, Mesh, eventually, process::Process, protocol::End};
 
 /// A caller, and where the server under test runs: its own node, and the other.
 const PLACES: [(&str, &str); 2] = [("near", "node-a"), ("far", "node-b")];
@@ -111,7 +111,7 @@ fn redis_answers_pipelines_and_pushes_messages() {
     for (name, node) in PLACES {
         let app = mesh.app(name).on(node);
         let words = ["redis-server", "--port", "6379", "--bind", "*", "-::*", "--save", "", "--protected-mode", "no"];
-        let _server = serve(&mesh, &app, 6379, &words);
+        let server = serve(&mesh, &app, 6379, &[&words[..], &["--loglevel", "verbose"]].concat());
         let host = app.v4().to_string();
         let ask = |words: &[&str]| text(&web.run(&[&["redis-cli", "-h", &host], words].concat()));
 
@@ -127,6 +127,14 @@ fn redis_answers_pipelines_and_pushes_messages() {
         eventually("the message arrives", LIMIT, || {
             if subscriber.log().contains("it-is-so") { Ok(()) } else { Err(subscriber.log()) }
         });
+        for to in [app.at(6379), app.at_v6(6379)] {
+            let half = web.opens(to);
+            half.says("PING\r\n").finishes().hears("+PONG\r\n");
+            let end = half.end_within(Duration::from_secs(5));
+            assert!(matches!(end, Some((End::Finished, _))), "after its own FIN the client saw {end:?}");
+            let seen = format!("Accepted {}:", half.local().ip());
+            assert!(server.log().contains(&seen), "redis saw {}", server.log());
+        }
         let own = ask(&["client", "info"]);
         assert!(own.contains(&format!(" addr={}:", web.v4())), "redis sees {own}");
         assert!(own.contains(&format!(" laddr={host}:6379 ")), "redis sees {own}");
