@@ -184,6 +184,7 @@ impl Agent {
             classes,
             self.config.kernel.map_sizes.backends as usize / SLOT_SHARE,
         );
+        shared.telemetry.register(|registry| steering.register(registry));
         let sockets = admin::bind(&self.config)?;
         self.spawn(drain, registry.run());
         self.spawn(drain, client.run());

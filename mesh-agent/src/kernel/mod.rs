@@ -3,6 +3,7 @@
 //! are in `mesh_common`, made by the hooks from the maps that are written here.
 
 mod cgroup;
+mod classes;
 pub mod diag;
 mod error;
 mod events;
@@ -12,9 +13,11 @@ mod link;
 pub mod listener;
 mod load;
 mod maps;
+mod moves;
 pub mod namespace;
 mod pins;
 mod pods;
+mod policy;
 mod socket;
 mod steering;
 mod sys;
@@ -44,6 +47,7 @@ pub use mesh_common::abi::{Direction, FlowFlags, Listener, PolicyKey, PolicyValu
 pub use mesh_common::counter::Counter;
 pub use namespace::NetworkNamespace;
 pub use pods::{AdoptedPod, PodId, PodSteering};
+pub(crate) use policy::look_up;
 pub use socket::Origin;
 pub use steering::{ServiceSlots, SteeringReport, SteeringTables};
 

@@ -101,11 +101,11 @@ fn is_global(address: IpAddr) -> bool {
     !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || is_link_local)
 }
 
-fn writing(map: &'static str) -> impl Fn(io::Error) -> KernelError {
+pub(super) fn writing(map: &'static str) -> impl Fn(io::Error) -> KernelError {
     move |source| KernelError::system(format!("writing {map}"), source)
 }
 
-fn reading(map: &'static str) -> impl Fn(io::Error) -> KernelError {
+pub(super) fn reading(map: &'static str) -> impl Fn(io::Error) -> KernelError {
     move |source| KernelError::system(format!("reading {map}"), source)
 }
 
@@ -193,29 +193,6 @@ impl Kernel {
         }
         let above: Vec<_> = self.root.above_pods()?.into_iter().map(|cgroup| (cgroup, 0)).collect();
         self.write_marks(&above, &mut settings)
-    }
-
-    /// Changes a pod's policy class, in PODS and for all of its addresses. A class number must never get another meaning
-    /// while the programs run: for a moment the old one is in force at one end and the new one at the other.
-    ///
-    /// # Errors
-    /// The pod is not enrolled.
-    pub fn set_class(&self, pod: PodId, class: u32) -> Result<(), KernelError> {
-        let _settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        let pods = self.maps.pods.entries().map_err(reading("PODS"))?;
-        let Some((cookie, entry)) = pods.into_iter().find(|(_, entry)| entry.pod == pod.0) else {
-            return Err(KernelError::UnknownPod { pod: pod.0 });
-        };
-        for (address, entry) in self.maps.addresses.entries().map_err(reading("PODIP"))? {
-            if entry.pod == pod.0 && entry.class != class {
-                let entry = AddressEntry { class, ..entry };
-                self.maps.addresses.set(&address, &entry, sys::ANY).map_err(writing("PODIP"))?;
-            }
-        }
-        if entry.class == class {
-            return Ok(());
-        }
-        self.maps.pods.set(&cookie, &PodEntry { class, ..entry }, sys::ANY).map_err(writing("PODS"))
     }
 
     /// Ends steering of a pod: outbound first, then the `sk_lookup` link, its addresses, probes, cgroups and LISTEN entries.

@@ -1,5 +1,6 @@
-//! Writes what was compiled from the View into POLICY, SERVICES and BACKENDS, as a difference to what is there. Never lets
-//! a service point to slots of another time: new slots come first, then the service, then the old slots go.
+//! Writes what was compiled from the View into POLICY, SERVICES and BACKENDS, as a difference to what is there, and puts the
+//! pods into their classes. Never lets a service point to slots of another time: new slots come first, then the service, then
+//! the old slots go.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,13 +9,15 @@ use std::sync::{Arc, PoisonError};
 
 use mesh_common::abi::{BackendKey, Endpoint, PolicyKey, PolicyValue, SERVICE_AGENT_ONLY, ServiceEntry};
 
-use super::{Kernel, KernelError, sys};
+use super::moves::Moves;
+use super::policy::{self, PolicyTable};
+use super::{Kernel, KernelError, PodId, sys};
 
 /// All that the hooks know of the View.
 #[derive(Clone, Debug, Default)]
 pub struct SteeringTables {
     /// Verdicts between classes; what is absent asks the agent.
-    pub policy: HashMap<PolicyKey, PolicyValue>,
+    pub policy: PolicyTable,
     /// Service addresses.
     pub services: HashMap<SocketAddr, ServiceSlots>,
 }
@@ -35,14 +38,14 @@ pub struct SteeringReport {
     pub written: u64,
     /// Entries removed.
     pub removed: u64,
-    /// Entries that could not be written: those connections ask the agent.
+    /// Entries and classes that could not be written or removed: those connections ask the agent.
     pub failed: u64,
 }
 
 /// What POLICY, SERVICES and BACKENDS hold.
 #[derive(Debug, Default)]
 pub(super) struct Installed {
-    policy: HashMap<PolicyKey, PolicyValue>,
+    policy: PolicyTable,
     services: HashMap<SocketAddr, InstalledService>,
     /// The id that the last service got.
     last_id: u32,
@@ -55,12 +58,17 @@ struct InstalledService {
 }
 
 impl Kernel {
-    /// Brings the maps to the given state. An entry that fails is counted and left out, so its connections ask the agent; the
-    /// next call tries again.
+    /// Brings the maps to the given state and pods into their classes; pods that are not listed stay in theirs. On the way
+    /// nothing is direct that was not and shall not be, and what was direct and shall be stays so. An entry that fails is
+    /// counted and left out, so its connections ask the agent; the next call tries again.
     ///
     /// # Errors
     /// The maps could not be read.
-    pub fn apply_steering(&self, tables: &SteeringTables) -> Result<SteeringReport, KernelError> {
+    pub fn apply_steering(
+        &self,
+        tables: &SteeringTables,
+        classes: &HashMap<PodId, u32>,
+    ) -> Result<SteeringReport, KernelError> {
         let mut installed = self.installed.lock().unwrap_or_else(PoisonError::into_inner);
         let installed = match installed.take() {
             Some(known) => installed.insert(known),
@@ -69,12 +77,17 @@ impl Kernel {
                     .map_err(|source| KernelError::system("reading the tables that are in force", source))?,
             ),
         };
+        let moves = Moves::new(self.class_changes(classes)?);
         let mut report = SteeringReport::default();
-        self.apply_policy(&tables.policy, installed, &mut report);
-        self.apply_services(&tables.services, installed, &mut report);
-        if report.failed > 0 {
-            tracing::warn!(failed = report.failed, "steering tables are incomplete: the agent is asked instead");
+        if !moves.is_empty() {
+            let on_the_way = moves.table(&installed.policy, &tables.policy);
+            // What fails here is tried again below, or not asked for any more.
+            report.add(SteeringReport { failed: 0, ..self.apply_policy(&on_the_way, installed) });
+            self.set_classes(classes)?;
         }
+        report.add(self.apply_policy(&tables.policy, installed));
+        report.failed += self.set_classes(classes)?;
+        self.apply_services(&tables.services, installed, &mut report);
         Ok(report)
     }
 
@@ -112,31 +125,11 @@ impl Kernel {
         Ok(())
     }
 
-    fn apply_policy(
-        &self,
-        wanted: &HashMap<PolicyKey, PolicyValue>,
-        installed: &mut Installed,
-        report: &mut SteeringReport,
-    ) {
-        // What is not said any more goes first: until it is written anew, the agent is asked.
-        installed.policy.retain(|key, value| {
-            if wanted.get(key) == Some(value) {
-                return true;
-            }
-            let is_gone = self.maps.policy.remove(key).is_ok();
-            report.note(is_gone, Change::Removed);
-            !is_gone
-        });
-        for (key, value) in wanted {
-            if installed.policy.get(key) == Some(value) {
-                continue;
-            }
-            let is_written = self.maps.policy.set(key, &(*value as u32), sys::ANY).is_ok();
-            report.note(is_written, Change::Written);
-            if is_written {
-                installed.policy.insert(*key, *value);
-            }
-        }
+    fn apply_policy(&self, wanted: &PolicyTable, installed: &mut Installed) -> SteeringReport {
+        policy::bring(&mut installed.policy, wanted, |key, value| match value {
+            Some(value) => self.maps.policy.set(key, &(value as u32), sys::ANY).is_ok(),
+            None => self.maps.policy.remove(key).is_ok(),
+        })
     }
 
     fn apply_services(
@@ -218,6 +211,12 @@ enum Change {
 }
 
 impl SteeringReport {
+    const fn add(&mut self, other: Self) {
+        self.written += other.written;
+        self.removed += other.removed;
+        self.failed += other.failed;
+    }
+
     const fn note(&mut self, is_done: bool, change: Change) {
         match change {
             _ if !is_done => self.failed += 1,

@@ -3,6 +3,7 @@
 //! and asks the agent. Never decides more widely than `path::judge`.
 
 mod classes;
+mod flows;
 mod policy;
 mod reconcile;
 mod records;
@@ -15,9 +16,7 @@ pub use classes::{Classes, SharedClasses};
 pub use reconcile::Steering;
 pub use records::Records;
 
-use std::{collections::HashMap, sync::Arc};
-
-use mesh_common::abi::{PolicyKey, PolicyValue};
+use std::sync::Arc;
 
 use crate::{
     enrol::{Pod, PodTable},
@@ -55,15 +54,4 @@ pub(crate) fn compile(view: &View, pods: &PodTable, classes: &mut Classes, slots
     members.sort_by_key(|member| member.pod.id);
     let tables = SteeringTables { policy: policy::compile(view, &members), services: services::compile(view, slots) };
     Compiled { members, tables }
-}
-
-/// As the kernel looks: the exact port wins over any.
-pub(crate) fn look_up(
-    policy: &HashMap<PolicyKey, PolicyValue>,
-    source: u32,
-    destination: u32,
-    port: u16,
-) -> Option<PolicyValue> {
-    let exact = policy.get(&PolicyKey::new(source, destination, port));
-    exact.or_else(|| policy.get(&PolicyKey::new(source, destination, 0))).copied()
 }

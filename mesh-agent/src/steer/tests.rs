@@ -10,9 +10,10 @@ use mesh_api::proto::{
 use mesh_common::abi::PolicyValue;
 use proptest::prelude::*;
 
-use super::{Classes, Compiled, compile, look_up};
+use super::{Classes, Compiled, compile};
 use crate::{
     enrol::{Pod, PodTable},
+    kernel::look_up,
     path::{Source, judge},
     proving,
     view::{

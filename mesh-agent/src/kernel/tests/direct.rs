@@ -112,13 +112,16 @@ fn a_service_goes_where_its_slots_say() {
     run(|cell| {
         let kernel = start(cell);
         let (one, two) = (enrol(&kernel, cell, 1), enrol(&kernel, cell, 2));
-        let report = kernel.apply_steering(&tables(&[
-            ("10.96.0.1:80", &["10.201.2.2:8080"], false),
-            ("10.96.0.2:80", &["10.201.9.2:8080"], false),
-            ("10.96.0.3:80", &["10.201.1.2:8080"], false),
-            ("10.96.0.4:80", &["10.201.2.2:8080"], true),
-            ("[fd00:96::1]:80", &["[fd00:201:2::2]:8080"], false),
-        ]));
+        let report = kernel.apply_steering(
+            &tables(&[
+                ("10.96.0.1:80", &["10.201.2.2:8080"], false),
+                ("10.96.0.2:80", &["10.201.9.2:8080"], false),
+                ("10.96.0.3:80", &["10.201.1.2:8080"], false),
+                ("10.96.0.4:80", &["10.201.2.2:8080"], true),
+                ("[fd00:96::1]:80", &["[fd00:201:2::2]:8080"], false),
+            ]),
+            &HashMap::new(),
+        );
         assert_eq!(report.expect("the maps"), SteeringReport { written: 11, removed: 0, failed: 0 });
         // Direct, to a pod of this node: the client sees the service.
         for (service, to) in [("10.96.0.1:80", two.place.v4()), ("[fd00:96::1]:80", two.place.v6())] {
@@ -159,15 +162,18 @@ fn tables_change_by_difference_and_survive_a_restart() {
             ("10.96.0.2:80", &["10.201.2.2:3"], false),
         ]);
         let written = |written, removed| SteeringReport { written, removed, failed: 0 };
-        assert_eq!(kernel.apply_steering(&first).expect("the maps"), written(6, 0));
-        assert_eq!(kernel.apply_steering(&first).expect("the maps"), written(0, 0));
+        assert_eq!(kernel.apply_steering(&first, &HashMap::new()).expect("the maps"), written(6, 0));
+        assert_eq!(kernel.apply_steering(&first, &HashMap::new()).expect("the maps"), written(0, 0));
         let second = tables(&[("10.96.0.1:80", &["10.201.2.2:1", "10.201.2.2:4", "10.201.2.2:5"], false)]);
         // One service anew with three slots; two old slots, one service and its slot go.
-        assert_eq!(kernel.apply_steering(&second).expect("the maps"), written(4, 4));
+        assert_eq!(kernel.apply_steering(&second, &HashMap::new()).expect("the maps"), written(4, 4));
         drop(kernel);
         let kernel = start(cell);
-        assert_eq!(kernel.apply_steering(&second).expect("the maps"), written(0, 0));
-        assert_eq!(kernel.apply_steering(&SteeringTables::default()).expect("the maps"), written(0, 5));
+        assert_eq!(kernel.apply_steering(&second, &HashMap::new()).expect("the maps"), written(0, 0));
+        assert_eq!(
+            kernel.apply_steering(&SteeringTables::default(), &HashMap::new()).expect("the maps"),
+            written(0, 5)
+        );
         let fill = kernel.map_fill().expect("the maps");
         for name in ["POLICY", "SERVICES", "BACKENDS"] {
             assert_eq!(fill.iter().find(|map| map.name == name).expect("listed").entries, 0, "{name}");
@@ -183,15 +189,84 @@ fn slots_that_do_not_fit_leave_the_service_to_the_agent() {
         let kernel = Kernel::start(&settings).expect("the programs load");
         beat(&kernel);
         let one = enrol(&kernel, cell, 1);
-        let report =
-            kernel.apply_steering(&tables(&[("10.96.0.1:80", &["10.201.9.2:1"; 5], false)])).expect("the maps");
+        let report = kernel
+            .apply_steering(&tables(&[("10.96.0.1:80", &["10.201.9.2:1"; 5], false)]), &HashMap::new())
+            .expect("the maps");
         assert_eq!(report.failed, 1);
         let client = visit(&one.place, "10.96.0.1:80");
         let accepted = one.accept(Listener::Outbound);
         assert_eq!(kernel.origin(&accepted).expect("a socket").expect("redirected").endpoint, None);
         drop((accepted, client));
-        let report =
-            kernel.apply_steering(&tables(&[("10.96.0.1:80", &["10.201.9.2:1"; 4], false)])).expect("the maps");
+        let report = kernel
+            .apply_steering(&tables(&[("10.96.0.1:80", &["10.201.9.2:1"; 4], false)]), &HashMap::new())
+            .expect("the maps");
         assert_eq!(report.failed, 0);
+    });
+}
+
+fn small(cell: &super::cell::Cell, policies: u32) -> Kernel {
+    let mut settings = cell.settings();
+    settings.map_sizes.policies = policies;
+    let kernel = Kernel::start(&settings).expect("the programs load");
+    beat(&kernel);
+    kernel
+}
+
+fn policies(rules: &[(u32, u32, u16, PolicyValue)]) -> SteeringTables {
+    let policy = rules.iter().map(|(from, to, port, value)| (PolicyKey::new(*from, *to, *port), *value)).collect();
+    SteeringTables { policy, ..SteeringTables::default() }
+}
+
+#[test]
+fn a_port_that_is_denied_is_not_direct_when_the_map_is_full() {
+    run(|cell| {
+        let kernel = small(cell, 2);
+        let (one, two) = (enrol(&kernel, cell, 1), enrol(&kernel, cell, 2));
+        allow(&kernel, &[(10, 20, 0, PolicyValue::Direct), (20, 10, 0, PolicyValue::Direct)]);
+        let denying = policies(&[
+            (10, 20, 0, PolicyValue::Direct),
+            (10, 20, 22, PolicyValue::Deny),
+            (20, 10, 0, PolicyValue::Direct),
+        ]);
+        // The room of "any port" goes to the port that is denied: nothing else of the pair fits.
+        let report = kernel.apply_steering(&denying, &HashMap::new()).expect("the maps");
+        assert_eq!(report, SteeringReport { written: 1, removed: 1, failed: 1 });
+        assert_eq!(visit(&one.place, format!("{}:22", two.place.v4)).end(), REFUSED);
+        let client = visit(&one.place, format!("{}:80", two.place.v4));
+        drop((one.accept(Listener::Outbound), client));
+        // The other pair is as it was, and so is the first once there is room.
+        let back = server(&one.place, SocketAddr::new(one.place.v4(), 80));
+        let client = visit(&two.place, format!("{}:80", one.place.v4));
+        serve(&back);
+        assert!(client.end().contains("welcome"));
+        let fewer = policies(&[(10, 20, 0, PolicyValue::Direct), (10, 20, 22, PolicyValue::Deny)]);
+        assert_eq!(kernel.apply_steering(&fewer, &HashMap::new()).expect("the maps").failed, 0);
+        assert_eq!(visit(&one.place, format!("{}:22", two.place.v4)).end(), REFUSED);
+        let server = server(&two.place, SocketAddr::new(two.place.v4(), 80));
+        let client = visit(&one.place, format!("{}:80", two.place.v4));
+        serve(&server);
+        assert!(client.end().contains("welcome"));
+    });
+}
+
+#[test]
+fn pods_that_get_new_classes_stay_direct() {
+    run(|cell| {
+        let kernel = start(cell);
+        let (one, two) = (enrol(&kernel, cell, 1), enrol(&kernel, cell, 2));
+        allow(&kernel, &[(10, 20, 0, PolicyValue::Direct), (10, 20, 22, PolicyValue::Deny)]);
+        let to = SocketAddr::new(two.place.v4(), 80);
+        let server = server(&two.place, to);
+        let classes = |one_is, two_is| HashMap::from([(one.id, one_is), (two.id, two_is), (PodId(99), 7)]);
+        let renumbered = policies(&[(31, 32, 0, PolicyValue::Direct), (31, 32, 22, PolicyValue::Deny)]);
+        let report = kernel.apply_steering(&renumbered, &classes(31, 32)).expect("the maps");
+        // Two for the way, both of the new pair; all of the old classes is gone in the end.
+        assert_eq!((report.written, report.removed, report.failed), (4, 4, 0));
+        let client = visit(&one.place, to.to_string());
+        serve(&server);
+        assert!(client.end().contains("welcome"));
+        assert_eq!(visit(&one.place, format!("{}:22", two.place.v4)).end(), REFUSED);
+        let report = kernel.apply_steering(&renumbered, &classes(31, 32)).expect("the maps");
+        assert_eq!(report, SteeringReport::default());
     });
 }

@@ -49,7 +49,7 @@ fn a_socket_that_dials_again_is_judged_again() {
             ServiceSlots { slots: [to].into(), agent_only: false },
         )]);
         let policy = HashMap::from([(PolicyKey::new(10, 20, 0), PolicyValue::Direct)]);
-        kernel.apply_steering(&SteeringTables { policy, services }).expect("the maps");
+        kernel.apply_steering(&SteeringTables { policy, services }, &HashMap::new()).expect("the maps");
         let server = server(&two.place, to);
         let hops = ["192.0.2.7:443", "10.96.0.1:80", "198.51.100.1:80", "10.201.2.2:8080"];
         let client = one.place.start(move || {

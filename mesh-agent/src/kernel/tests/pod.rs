@@ -1,5 +1,6 @@
 //! A pod that is enrolled, and what clients and servers of these tests do.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -140,7 +141,7 @@ pub fn counted(kernel: &Kernel, counter: Counter) -> u64 {
 pub fn allow(kernel: &Kernel, rules: &[(u32, u32, u16, PolicyValue)]) {
     let policy = rules.iter().map(|(from, to, port, value)| (PolicyKey::new(*from, *to, *port), *value)).collect();
     let tables = SteeringTables { policy, ..SteeringTables::default() };
-    assert_eq!(kernel.apply_steering(&tables).expect("the maps").failed, 0);
+    assert_eq!(kernel.apply_steering(&tables, &HashMap::new()).expect("the maps").failed, 0);
 }
 
 /// Handshakes leave nothing behind.
