@@ -19,7 +19,7 @@ use crate::{
     observe::{self, Shown},
     publish::Publisher,
     settings::Settings,
-    source::watch::Changes,
+    source::{folder::Folder, watch::Changes},
     state::StateKeeper,
     xds::{DiscoveryService, listen, token::Tokens},
 };
@@ -130,7 +130,8 @@ fn follow_folder(
         Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() };
     // Watched before it is read: a change in between is seen twice rather than never.
     let changes = Changes::of(&settings.config_dir).context("--config-dir")?;
-    let mut keeper = StateKeeper::new(settings.config_dir.clone(), foundation, publisher, metrics.clone());
+    let folder = Folder::new(&settings.config_dir, settings.state_dir.join("last-good"));
+    let mut keeper = StateKeeper::new(folder, foundation, publisher, metrics.clone());
     let shown = Shown { metrics, config: keeper.report(), roster: Arc::default() };
     keeper.refresh().context("--config-dir")?;
     tokio::spawn(keeper.follow(changes));

@@ -14,7 +14,7 @@ pub struct Settings {
     /// Folder of YAML manifests; watched
     #[arg(long, value_name = "DIR")]
     pub config_dir: PathBuf,
-    /// Where the CA's key and root-cert.pem are kept
+    /// Where the CA's key, root-cert.pem and the manifests' last good forms are kept
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Use the CA of this folder: ca-cert.pem, ca-key.pem, root-cert.pem and, with intermediates, cert-chain.pem

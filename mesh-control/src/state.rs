@@ -1,6 +1,6 @@
 //! Keeps the published state in step with the folder: read, compile, publish, report; and again on every change.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -18,7 +18,6 @@ use crate::{
 /// Reads the folder and publishes what it says.
 pub struct StateKeeper {
     folder: Folder,
-    root: PathBuf,
     foundation: Foundation,
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
@@ -26,10 +25,14 @@ pub struct StateKeeper {
 }
 
 impl StateKeeper {
-    /// A keeper that has read nothing yet.
-    pub fn new(root: PathBuf, foundation: Foundation, publisher: Arc<Publisher>, metrics: Arc<Metrics>) -> StateKeeper {
-        let folder = Folder::new(&root);
-        StateKeeper { folder, root, foundation, publisher, metrics, report: watch::Sender::default() }
+    /// A keeper of a folder that has not been read yet.
+    pub fn new(
+        folder: Folder,
+        foundation: Foundation,
+        publisher: Arc<Publisher>,
+        metrics: Arc<Metrics>,
+    ) -> StateKeeper {
+        StateKeeper { folder, foundation, publisher, metrics, report: watch::Sender::default() }
     }
 
     /// What is known of the configuration, now and later.
@@ -52,6 +55,7 @@ impl StateKeeper {
         self.metrics.state_version.set(version);
         self.metrics.set_ready();
         self.tell(desired, version, resources.warnings);
+        self.folder.keep();
         Ok(())
     }
 
@@ -66,7 +70,7 @@ impl StateKeeper {
             let Ok((keeper, result)) = read.await else { return };
             self = keeper;
             if let Err(error) = result {
-                tracing::error!(folder = %self.root.display(), %error, "the folder cannot be read; the last state stays in force");
+                tracing::error!(folder = %self.folder.root().display(), %error, "the folder cannot be read; the last state stays in force");
             }
         }
     }

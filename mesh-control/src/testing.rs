@@ -16,7 +16,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig},
 };
 
-use crate::{daemon::Daemon, settings::Settings};
+use crate::{daemon::Daemon, settings::Settings, source::folder::Folder};
 
 /// Nothing that works takes this long.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -42,6 +42,11 @@ impl TempFolder {
         let beside = self.0.join(format!(".{name}.new"));
         fs::write(&beside, text).expect("written");
         fs::rename(beside, self.0.join(name)).expect("moved");
+    }
+
+    /// It as a source of manifests that keeps last good forms beside them, where it does not look itself.
+    pub fn source(&self) -> Folder {
+        Folder::new(&self.0, self.0.join(".last-good"))
     }
 
     pub fn remove(&self, name: &str) {

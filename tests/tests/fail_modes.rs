@@ -176,6 +176,22 @@ fn without_control_everything_goes_on_and_changes_arrive_when_it_is_back() {
 }
 
 #[test]
+fn a_control_daemon_that_restarts_beside_a_damaged_manifest_serves_what_it_last_said() {
+    let mesh = Mesh::new();
+    let Pods { web, far, .. } = pods(&mesh);
+
+    mesh.control().kill();
+    mesh.control().write("pod-default-far.yaml", "kind: [");
+    mesh.control().start();
+    assert!(mesh.control().metrics().sum("mesh_config_errors", &[]) > 0.0, "the mistake is reported");
+    // One that knows nothing of before.
+    mesh.node("node-a").stop_agent();
+    mesh.node("node-a").start_agent();
+    mesh.node("node-a").is_ready();
+    web.reaches(far.at(80));
+}
+
+#[test]
 fn an_agent_that_starts_while_control_is_away_refuses_until_it_is_back() {
     let mesh = Mesh::new();
     let Pods { web, near, far } = pods(&mesh);

@@ -1,6 +1,7 @@
 //! The manifests of a folder, file by file. A file counts as a whole: with any mistake in it, all of its objects stay
-//! as they last were without one. A file that never was good gives its good policies, and for each policy in it that
-//! cannot be read one that denies everything in its scope; its other objects wait. Reads files, watches nothing.
+//! as they last were without one, also when the daemon was started since. A file that never was good gives its good
+//! policies, and for each policy in it that cannot be read one that denies everything in its scope; its other objects
+//! wait. Reads files, watches nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use super::{
     document,
+    kept::Kept,
     problem::{Position, Problem},
     refused,
 };
@@ -26,6 +28,7 @@ const FILE_BYTES: u64 = 64 << 20;
 pub struct Folder {
     root: PathBuf,
     files: BTreeMap<PathBuf, File>,
+    kept: Kept,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +37,8 @@ struct File {
     text: Option<String>,
     objects: Vec<Object>,
     was_good: bool,
+    /// The form in force is the one that is kept on disk.
+    is_kept: bool,
     problems: Vec<Problem>,
     ignored: Vec<Problem>,
 }
@@ -80,9 +85,14 @@ impl Desired {
 }
 
 impl Folder {
-    /// A folder that has not been read yet.
-    pub fn new(root: impl Into<PathBuf>) -> Folder {
-        Folder { root: root.into(), files: BTreeMap::new() }
+    /// A folder that has not been read yet. `kept`: the directory where last good forms are kept.
+    pub fn new(root: impl Into<PathBuf>, kept: PathBuf) -> Folder {
+        Folder { root: root.into(), files: BTreeMap::new(), kept: Kept::new(kept) }
+    }
+
+    /// Where the manifests are.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Reads what changed since the last time. O(bytes of the folder); only changed files are parsed.
@@ -94,8 +104,16 @@ impl Folder {
         list(&self.root, &mut paths)?;
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
-            let file = self.files.entry(path.clone()).or_default();
-            match read_text(&path) {
+            let text = read_text(&path);
+            let file = match self.files.entry(path) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let below = new.key().strip_prefix(&self.root).unwrap_or(new.key());
+                    let kept = self.kept.text(below);
+                    new.insert(kept.map(File::from_kept).unwrap_or_default())
+                }
+            };
+            match text {
                 Ok(text) => file.update(text),
                 Err(error) => {
                     file.text = None;
@@ -104,6 +122,24 @@ impl Folder {
             }
         }
         Ok(self.merge())
+    }
+
+    /// Keeps the good forms on disk, for the next daemon, and forgets those of files that are gone. Writes what is new; what
+    /// fails is logged and tried again with the next call.
+    pub fn keep(&mut self) {
+        for (path, file) in self.files.iter_mut().filter(|(_, file)| file.problems.is_empty() && !file.is_kept) {
+            let (below, text) = (path.strip_prefix(&self.root).unwrap_or(path), file.text.as_deref());
+            match text.map_or(Ok(()), |text| self.kept.put(below, text)) {
+                Ok(()) => file.is_kept = true,
+                Err(error) => {
+                    tracing::error!(file = %below.display(), %error, "the good form is not kept for a restart");
+                }
+            }
+        }
+        let below = |path: &PathBuf| path.strip_prefix(&self.root).unwrap_or(path).to_owned();
+        if let Err(error) = self.kept.retain(&self.files.keys().map(below).collect()) {
+            tracing::error!(%error, "a last good form of a file that is gone is still there");
+        }
     }
 
     /// One state out of all files. An object that two files define is the first file's, by path.
@@ -150,6 +186,14 @@ impl Folder {
 }
 
 impl File {
+    /// A file as the daemon before this one had it in force.
+    fn from_kept(text: String) -> File {
+        let mut file = File::default();
+        file.update(text);
+        // Written by a version that took what this one refuses: worth no more than a file that never was good.
+        if file.was_good { File { is_kept: true, ..file } } else { File::default() }
+    }
+
     fn update(&mut self, text: String) {
         if self.text.as_ref() == Some(&text) {
             return;
@@ -163,7 +207,7 @@ impl File {
         let read = Read::from_text(&text);
         (self.problems, self.ignored, self.text) = (read.problems, read.ignored, Some(text));
         if self.problems.is_empty() {
-            (self.objects, self.was_good) = (read.objects, true);
+            (self.objects, self.was_good, self.is_kept) = (read.objects, true, false);
         } else if !self.was_good {
             self.objects = read.objects.into_iter().filter(Object::is_policy).collect();
         }
@@ -239,7 +283,7 @@ fn read_text(path: &Path) -> io::Result<String> {
 /// Manifests below a folder. Hidden files are left out: editors' temporary files, and the `..data` links of mounted
 /// ConfigMaps, whose files are seen through the links beside them. Links to folders are not followed: they can lead in
 /// circles. A link that leads nowhere is listed, so that its file is missed rather than withdrawn.
-fn list(root: &Path, paths: &mut BTreeSet<PathBuf>) -> io::Result<()> {
+pub(super) fn list(root: &Path, paths: &mut BTreeSet<PathBuf>) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
         let path = entry.path();

@@ -3,6 +3,7 @@
 
 pub mod document;
 pub mod folder;
+mod kept;
 pub mod problem;
 mod refused;
 #[cfg(test)]

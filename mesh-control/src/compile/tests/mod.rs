@@ -9,7 +9,7 @@ use mesh_api::proto::{
 };
 
 use super::{Foundation, Resources, compile};
-use crate::{source::folder::Folder, testing::TempFolder};
+use crate::testing::TempFolder;
 
 fn foundation() -> Foundation {
     Foundation { trust_domain: "cluster.local".into(), trust_bundle: vec!["root".into()] }
@@ -19,7 +19,7 @@ fn foundation() -> Foundation {
 fn compiled(text: &str) -> Resources {
     let folder = TempFolder::new();
     folder.write("a.yaml", text);
-    let desired = Folder::new(&folder.0).read().expect("read");
+    let desired = folder.source().read().expect("read");
     assert_eq!(desired.problem_count(), 0, "{text}\n{:#?}", desired.reports);
     compile(&desired.objects, &foundation())
 }
@@ -29,7 +29,7 @@ fn compiled_with_mistakes(text: &str) -> Resources {
     let folder = TempFolder::new();
     folder.write("a.yaml", text);
     folder.write("pods.yaml", PODS);
-    let desired = Folder::new(&folder.0).read().expect("read");
+    let desired = folder.source().read().expect("read");
     assert_ne!(desired.problem_count(), 0);
     compile(&desired.objects, &foundation())
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{EVERYTHING, Folder, read};
+use super::{EVERYTHING, read};
 use crate::{
     compile::{Foundation, compile},
     testing::TempFolder,
@@ -98,7 +98,7 @@ proptest! {
         let text = damaged(&damages);
         let folder = TempFolder::new();
         folder.write("a.yaml", &text);
-        let desired = read(&mut Folder::new(&folder.0));
+        let desired = read(&mut folder.source());
         let lines = u32::try_from(text.lines().count()).expect("few lines");
         for problem in desired.reports.iter().flat_map(|report| &report.problems) {
             prop_assert!(problem.at.line <= lines + 1, "{problem} of {lines} lines");

@@ -2,6 +2,7 @@
 //! in force; mended files picked up.
 
 mod damage;
+mod kept;
 mod mistakes;
 
 use mistakes::MISTAKES;
@@ -33,7 +34,7 @@ fn every_mistake_is_named_by_file_line_field_and_reason() {
             "wrong.yaml",
             &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n}}\n---\n{}", wrong.text),
         );
-        let desired = read(&mut Folder::new(&folder.0));
+        let desired = read(&mut folder.source());
         let (state, problems) = problems(&desired, "wrong.yaml");
         assert_eq!(state, FileState::NeverGood, "{}", wrong.text);
         let found = problems.iter().any(|problem| {
@@ -47,7 +48,7 @@ fn every_mistake_is_named_by_file_line_field_and_reason() {
 #[test]
 fn with_a_mistake_the_last_good_form_of_a_file_stays_until_it_is_mended() {
     let folder = TempFolder::new();
-    let mut source = Folder::new(&folder.0);
+    let mut source = folder.source();
     for wrong in &MISTAKES {
         folder.write("a.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: first}\n");
         assert!(read(&mut source).objects.namespaces.contains_key("first"));
@@ -70,7 +71,7 @@ fn with_a_mistake_the_last_good_form_of_a_file_stays_until_it_is_mended() {
 fn what_kubernetes_users_write_is_accepted() {
     let folder = TempFolder::new();
     folder.write("everything.yaml", EVERYTHING);
-    let desired = read(&mut Folder::new(&folder.0));
+    let desired = read(&mut folder.source());
     assert_eq!(problems(&desired, "everything.yaml"), (FileState::InForce, vec![]));
     let objects = &desired.objects;
     let counts = [
@@ -118,7 +119,7 @@ metadata:
 spec: [
 ";
     folder.write("a.yaml", text);
-    let desired = read(&mut Folder::new(&folder.0));
+    let desired = read(&mut folder.source());
     assert!(desired.objects.namespaces.is_empty());
     assert!(desired.objects.policies.contains_key(&Name::new("shop", "good")));
     let refused: Vec<_> =
@@ -129,7 +130,7 @@ spec: [
 #[test]
 fn emptying_a_file_is_a_mistake_and_removing_it_is_not() {
     let folder = TempFolder::new();
-    let mut source = Folder::new(&folder.0);
+    let mut source = folder.source();
     folder.write("a.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n");
     read(&mut source);
     folder.write("a.yaml", "# nothing\n");
@@ -150,7 +151,7 @@ fn an_object_belongs_to_the_first_file_that_defines_it() {
         "twice.yaml",
         "apiVersion: v1\nkind: Node\nmetadata: {name: x}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: x}\n",
     );
-    let desired = read(&mut Folder::new(&folder.0));
+    let desired = read(&mut folder.source());
     assert_eq!(desired.objects.namespaces["n"].metadata.labels["from"], "a");
     assert!(problems(&desired, "b.yaml").1[0].reason.contains("is already defined in a.yaml:1"));
     let (_, twice) = problems(&desired, "twice.yaml");
@@ -173,7 +174,7 @@ items:
   metadata: {name: two}
 ";
     folder.write("a.yaml", text);
-    let mut source = Folder::new(&folder.0);
+    let mut source = folder.source();
     assert_eq!(read(&mut source).objects.namespaces.len(), 2);
     folder.write("a.yaml", &text.replace("name: two", "nam: two"));
     let (_, problems) = problems(&read(&mut source), "a.yaml");
@@ -185,7 +186,7 @@ items:
 fn links_pipes_and_missing_files_neither_hang_nor_withdraw() {
     use std::os::unix::fs::symlink;
     let (folder, elsewhere) = (TempFolder::new(), TempFolder::new());
-    let mut source = Folder::new(&folder.0);
+    let mut source = folder.source();
     elsewhere.write("real.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: linked}\n");
     symlink(elsewhere.0.join("real.yaml"), folder.0.join("link.yaml")).expect("linked");
     symlink(&folder.0, folder.0.join("circle")).expect("linked");

@@ -1,0 +1,85 @@
+//! The last good form of each manifest, kept on disk so that a restart serves what the daemon before it served. Never
+//! consulted while a file is good.
+//!
+//! ```text
+//! DIR/<path below the folder of manifests>:  SHA-256 of the text in hex, a line feed, the text
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+/// A directory of kept texts; made when the first one is.
+#[derive(Debug)]
+pub(super) struct Kept {
+    root: PathBuf,
+}
+
+impl Kept {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The kept text of a manifest, by its path below the folder; none that is not as it was written.
+    pub(super) fn text(&self, file: &Path) -> Option<String> {
+        let path = self.root.join(file);
+        let kept = match fs::read_to_string(&path) {
+            Ok(kept) => kept,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "a last good form cannot be read");
+                return None;
+            }
+        };
+        match kept.split_once('\n') {
+            Some((sum, text)) if sum == checksum(text) => Some(text.to_owned()),
+            _ => {
+                tracing::error!(path = %path.display(), "a last good form is not as it was written and is not used");
+                None
+            }
+        }
+    }
+
+    /// Keeps a text.
+    ///
+    /// # Errors
+    /// It could not be written; what was kept before still is.
+    pub(super) fn put(&self, file: &Path, text: &str) -> io::Result<()> {
+        let path = self.root.join(file);
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // Hidden, so that it is no manifest's. A crash leaves the old form or the new one, never half of one.
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        let beside = path.with_file_name(name);
+        let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        new.write_all(format!("{}\n{text}", checksum(text)).as_bytes())?;
+        new.sync_all()?;
+        fs::rename(beside, path)
+    }
+
+    /// Forgets what is kept of other manifests than these: they were withdrawn.
+    ///
+    /// # Errors
+    /// The directory cannot be listed, or something in it not removed; the others are removed all the same.
+    pub(super) fn retain(&self, files: &BTreeSet<PathBuf>) -> io::Result<()> {
+        let mut kept = BTreeSet::new();
+        match super::folder::list(&self.root, &mut kept) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listed => listed?,
+        }
+        let is_gone = |path: &&PathBuf| path.strip_prefix(&self.root).is_ok_and(|file| !files.contains(file));
+        kept.iter().filter(is_gone).map(fs::remove_file).fold(Ok(()), Result::and)
+    }
+}
+
+fn checksum(text: &str) -> String {
+    digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
