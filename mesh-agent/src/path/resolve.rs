@@ -143,10 +143,9 @@ impl<'a> Caller<'a> {
 pub fn outbound(question: Question<'_>, random: &mut fastrand::Rng) -> Result<Route, ResolveError> {
     let Question { view, origin, caller, .. } = question;
     let destination = origin.destination;
-    let services = view.services_at(destination.ip());
     let mesh = &view.mesh;
     let is_node = mesh.node_addresses.contains(&destination.ip());
-    if let Some(service) = choose_service(services, destination.port(), caller.namespace) {
+    if let Some(service) = view.service_at(destination, caller.namespace) {
         return to_service(question, service, random);
     }
     if let Some(workload) = view.workload_at(destination.ip()) {
@@ -159,7 +158,7 @@ pub fn outbound(question: Question<'_>, random: &mut fastrand::Rng) -> Result<Ro
     if is_node {
         return Ok(plaintext(destination, PlaintextReason::Node));
     }
-    if !services.is_empty() {
+    if !view.services_at(destination.ip()).is_empty() {
         return Err(ResolveError::NoSuchPort);
     }
     // Its namespace is on this node, whatever the View says.
@@ -188,13 +187,6 @@ pub fn inbound(view: &View, pod: &Arc<Pod>, destination: SocketAddr) -> Result<R
 
 fn plaintext(address: SocketAddr, reason: PlaintextReason) -> Route {
     Route { service: None, next_hop: NextHop::Plaintext { workload: None, address, reason } }
-}
-
-/// Of services that share an address: one with the port, that of the caller's namespace first.
-fn choose_service<'a>(services: &'a [Arc<Service>], port: u16, namespace: &str) -> Option<&'a Arc<Service>> {
-    let has_port = |service: &&Arc<Service>| service.ports.iter().any(|one| one.service_port == port);
-    let mut with_port = services.iter().filter(has_port);
-    with_port.clone().find(|service| *service.name.namespace == *namespace).or_else(|| with_port.next())
 }
 
 fn to_service(

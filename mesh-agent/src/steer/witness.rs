@@ -44,7 +44,7 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
     (record.source, record.destination) = if is_outbound { (here, there) } else { (there, here) };
     record.original_destination = Some(if is_outbound { original } else { local });
     if is_outbound && original != remote {
-        record.service = view.service_at(original.ip(), &own.namespace).cloned();
+        record.service = view.service_at(original, &own.namespace).cloned();
     }
     // A refused one was never established.
     let age_ns = if flow.established_ns == 0 { 0 } else { now_ns.saturating_sub(flow.established_ns) };

@@ -191,6 +191,7 @@ pub(super) fn service(from: &wire::Service) -> Result<Service, FieldError> {
             hostname: nonempty("hostname", &from.hostname)?.into(),
         },
         short_name: or(&from.name, from.hostname.split('.').next().unwrap_or_default()).into(),
+        is_canonical: from.canonical,
         addresses: virtual_addresses,
         ports,
         subject_alt_names: from.subject_alt_names.clone(),

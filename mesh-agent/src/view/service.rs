@@ -61,6 +61,8 @@ pub struct Service {
     pub short_name: String,
     /// Virtual addresses; none for a headless service.
     pub addresses: Vec<IpAddr>,
+    /// Comes before others with one of its addresses, in namespaces that have none of them.
+    pub is_canonical: bool,
     /// Ports that clients may dial.
     pub ports: Vec<Port>,
     /// Identities accepted beside the endpoint's own.

@@ -1,6 +1,10 @@
 //! The snapshot and its indexes. Built by the `Store` only; read by everybody, changed by nobody once published.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_api::Identity;
 
@@ -14,7 +18,8 @@ pub struct View {
     /// What holds for the whole mesh.
     pub mesh: MeshSettings,
     workloads: HashMap<Uid, Arc<Workload>>,
-    /// Pods before entries that claim a pod's address; of each kind the last that was published is first.
+    /// Pods before entries that claim a pod's address. Of pods the last that was published is first: the address was used
+    /// again. Of entries the first by uid.
     workloads_by_address: HashMap<IpAddr, Vec<Arc<Workload>>>,
     services: HashMap<ServiceName, Arc<Service>>,
     services_by_address: HashMap<IpAddr, Vec<Arc<Service>>>,
@@ -48,10 +53,13 @@ impl View {
         self.services_by_address.get(&address.to_canonical()).map_or(&[], Vec::as_slice)
     }
 
-    /// The service with this virtual address; of several, that of `namespace` first, then by name.
-    pub fn service_at(&self, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
-        let services = self.services_at(address);
-        services.iter().find(|service| &*service.name.namespace == namespace).or_else(|| services.first())
+    /// The service with this virtual address and port; of several, that of `namespace` first, then one that is canonical, then
+    /// by namespace and name.
+    pub fn service_at(&self, dialled: SocketAddr, namespace: &str) -> Option<&Arc<Service>> {
+        let has_port = |service: &&Arc<Service>| service.ports.iter().any(|port| port.service_port == dialled.port());
+        let rank = |service: &&Arc<Service>| (*service.name.namespace != *namespace, !service.is_canonical);
+        // Of equals the first.
+        self.services_at(dialled.ip()).iter().filter(has_port).min_by_key(rank)
     }
 
     /// The service of this name.
@@ -94,7 +102,8 @@ impl View {
         if !workload.is_host_network {
             for address in &workload.addresses {
                 let claimants = self.workloads_by_address.entry(*address).or_default();
-                let at = claimants.partition_point(|other| is_pod(other) && !is_pod(&workload));
+                let is_own = is_pod(&workload);
+                let at = claimants.partition_point(|other| !is_own && (is_pod(other) || other.uid < workload.uid));
                 claimants.insert(at, workload.clone());
             }
         }

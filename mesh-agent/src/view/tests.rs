@@ -33,7 +33,7 @@ fn a_workload_is_found_by_uid_address_and_service() {
     assert_eq!(b.identity.to_string(), "spiffe://cluster.local/ns/default/sa/b");
     assert_eq!(view.workload_at(ip("fd00::2")), Some(b));
     assert_eq!(view.workload_at(ip("::ffff:10.0.0.2")), Some(b));
-    let echo = view.service_at(ip("10.96.0.1"), "elsewhere").unwrap();
+    let echo = view.service_at((ip("10.96.0.1"), 80).into(), "elsewhere").unwrap();
     let endpoints: Vec<_> = view.endpoints(&echo.name).iter().map(|workload| workload.name.as_str()).collect();
     assert_eq!(endpoints, ["a", "b"]);
     assert_eq!(b.services[&echo.name][&80], 8080);
@@ -48,7 +48,7 @@ fn a_removed_resource_leaves_no_index_behind() {
     store.apply_addresses(&[], &[a.0, echo.0]);
     let view = store.publish();
     assert_eq!(view.workload_at(ip("10.0.0.1")), None);
-    assert_eq!(view.service_at(ip("10.96.0.1"), "default"), None);
+    assert_eq!(view.service_at((ip("10.96.0.1"), 80).into(), "default"), None);
     assert!(view.endpoints(&ServiceName { namespace: "default".into(), hostname: "echo".into() }).is_empty());
 }
 
@@ -75,12 +75,55 @@ fn a_reused_address_belongs_to_the_newest_workload_whatever_goes_first() {
 }
 
 #[test]
-fn of_services_with_one_address_that_of_the_callers_namespace_comes_first() {
-    let mut other = service("echo", &["10.96.0.1"], &[80]);
-    other.namespace = "other".into();
-    let view = view([], [service("echo", &["10.96.0.1"], &[80]), other], []);
-    assert_eq!(&*view.service_at(ip("10.96.0.1"), "other").unwrap().name.namespace, "other");
-    assert_eq!(&*view.service_at(ip("10.96.0.1"), "third").unwrap().name.namespace, "default");
+fn of_services_with_one_address_the_callers_comes_first_then_the_canonical_then_the_first_by_name() {
+    let at = |namespace: &str, host: &str, ports: &[u32], is_canonical: bool| {
+        let one = service(host, &["10.96.0.1"], ports);
+        wire::Service { namespace: namespace.into(), canonical: is_canonical, ..one }
+    };
+    let mut services = vec![
+        at("alpha", "entry", &[80, 81], false),
+        at("beta", "entry", &[80, 82], false),
+        at("beta", "echo", &[80], true),
+        at("gamma", "echo", &[80], true),
+        at("delta", "echo", &[443], true),
+    ];
+    let rows = [
+        ("alpha", 80, Some("alpha/entry")),
+        ("beta", 80, Some("beta/echo")),
+        ("beta", 82, Some("beta/entry")),
+        ("gamma", 80, Some("gamma/echo")),
+        // It has a service there, without the port.
+        ("delta", 80, Some("beta/echo")),
+        ("other", 80, Some("beta/echo")),
+        ("other", 81, Some("alpha/entry")),
+        ("other", 443, Some("delta/echo")),
+        ("other", 8080, None),
+    ];
+    for _ in 0..services.len() {
+        services.rotate_left(1);
+        let view = view([], services.clone(), []);
+        for (namespace, port, expected) in rows {
+            let found = view.service_at((ip("10.96.0.1"), port).into(), namespace);
+            let name = found.map(|service| format!("{}/{}", service.name.namespace, service.name.hostname));
+            assert_eq!(name.as_deref(), expected, "{namespace} dials {port}");
+        }
+    }
+}
+
+#[test]
+fn of_entries_with_one_address_the_first_by_name_is_found_and_a_pod_before_all() {
+    let entry = |name: &str| wire::Workload {
+        uid: format!("Kubernetes/networking.istio.io/WorkloadEntry/default/{name}"),
+        ..pod(name, &["10.0.0.1"])
+    };
+    for names in [["one", "two"], ["two", "one"]] {
+        let found = |more: Vec<wire::Workload>| {
+            let view = view(names.map(entry).into_iter().chain(more), [], []);
+            view.workload_at(ip("10.0.0.1")).unwrap().name.clone()
+        };
+        assert_eq!(found(vec![]), "one");
+        assert_eq!(found(vec![pod("zebra", &["10.0.0.1"])]), "zebra");
+    }
 }
 
 #[test]
@@ -129,7 +172,7 @@ fn what_kubernetes_asks_of_a_service_is_read_and_an_unknown_extension_refused() 
     let mut store = Store::default();
     assert_eq!(store.apply_addresses(&[named_service(echo.clone())], &[]), []);
     let view = store.publish();
-    let read = &view.service_at(ip("10.96.0.1"), "default").unwrap().traffic;
+    let read = &view.service_at((ip("10.96.0.1"), 80).into(), "default").unwrap().traffic;
     assert_eq!((read.client_ip_affinity, read.only_local_endpoints), (Some(Duration::from_secs(60)), true));
 
     echo.extensions.push(wire::Extension { name: "else".into(), config: None });
@@ -144,7 +187,7 @@ fn what_the_agent_cannot_do_is_kept_with_its_reason() {
     let mut legacy = pod("a", &["10.0.0.1"]);
     legacy.tunnel_protocol = wire::TunnelProtocol::LegacyIstioMtls as i32;
     let view = view([legacy], [echo], []);
-    assert!(view.service_at(ip("10.96.0.1"), "default").unwrap().unsupported.is_some());
+    assert!(view.service_at((ip("10.96.0.1"), 80).into(), "default").unwrap().unsupported.is_some());
     assert!(view.workload_at(ip("10.0.0.1")).unwrap().unsupported.is_some());
 }
 
