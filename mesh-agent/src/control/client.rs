@@ -28,8 +28,9 @@ const MESSAGE_LIMIT: usize = 200 << 20;
 const REQUEST_QUEUE: usize = 64;
 /// While answers follow each other without a pause, a View is published at least this often.
 const PUBLISH_AT_LEAST: Duration = Duration::from_millis(50);
-/// How often the root file is compared with the one the connection was verified against.
-const ROOT_CHECK: Duration = Duration::from_secs(5);
+/// How often the root file is compared with the one the connection was verified against, and what nobody asks for any more
+/// is given up.
+const LOOK: Duration = Duration::from_secs(5);
 /// A stream that lived this long is a success: the next failure waits the shortest time again.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -140,7 +141,7 @@ impl Client {
         let mut client = AggregatedDiscoveryServiceClient::with_interceptor(line.channel.clone(), line.bearer.clone())
             .max_decoding_message_size(MESSAGE_LIMIT);
         // Some servers answer with headers only once they have read something: the first request goes ahead.
-        let mut opening = self.state.open().into_iter();
+        let mut opening = self.state.open(Instant::now()).into_iter();
         if let Some(first) = opening.next() {
             say(&requests, DeltaDiscoveryRequest { node: Some(self.node.clone()), ..first }).await?;
         }
@@ -158,7 +159,7 @@ impl Client {
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
         answers: &mut Streaming<DeltaDiscoveryResponse>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
-        let mut root_check = tokio::time::interval(ROOT_CHECK);
+        let mut look = tokio::time::interval(LOOK);
         loop {
             let publishable = self.state.publishable_at();
             let is_overdue = self.last_publication.is_some_and(|last| last.elapsed() >= PUBLISH_AT_LEAST);
@@ -180,12 +181,17 @@ impl Client {
                     self.receive(&answer, requests).await?;
                 }
                 Some(demand) = self.demands.recv() => {
-                    if let Some(request) = self.state.demand(demand) {
-                        say(requests, request).await?;
+                    if let Some(name) = self.state.demand(demand) {
+                        for request in self.state.ask(name, Instant::now()) {
+                            say(requests, request).await?;
+                        }
                     }
                 }
                 () = publication => self.publish(),
-                _ = root_check.tick() => {
+                _ = look.tick() => {
+                    if let Some(request) = self.state.expire(Instant::now()) {
+                        say(requests, request).await?;
+                    }
                     // An unreadable file is no new root: the connection stays, the next dial will say so.
                     if self.address.read_root().await.is_ok_and(|root| root != line.root_pem) {
                         return Err(StreamEnd::RootChanged);

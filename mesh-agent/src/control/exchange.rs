@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +18,10 @@ use tokio::sync::oneshot;
 
 use crate::view::{DemandRequest, Refusal, Store, View};
 
-use super::{TypeStatus, subscription::Subscription};
+use super::{
+    TypeStatus,
+    subscription::{Subscription, alias},
+};
 
 /// A control plane of another make never answers for our own type; its absence is taken as such after this long.
 const MESH_CONFIG_GRACE: Duration = Duration::from_secs(1);
@@ -58,17 +60,17 @@ impl State {
         }
     }
 
-    /// The first requests of a stream. The mesh's settings first, so that they are there when the rest is. Addresses
-    /// that are waited for are asked again.
-    pub fn open(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        let mut requests = vec![self.mesh.open(), self.policies.open(), self.addresses.open()];
-        let names: Vec<String> = self.waiting.keys().cloned().collect();
-        requests.extend(names.into_iter().map(|name| self.addresses.ask(name)));
-        requests
+    /// The first requests of a stream. The mesh's settings first, so that they are there when the rest is. Addresses that
+    /// are waited for are asked for.
+    pub fn open(&mut self, now: Instant) -> Vec<DeltaDiscoveryRequest> {
+        for name in self.waiting.keys() {
+            self.addresses.ask(name.clone(), now);
+        }
+        [&mut self.mesh, &mut self.policies, &mut self.addresses].into_iter().flat_map(Subscription::open).collect()
     }
 
-    /// Takes a question in; the request that asks it, if it is not on its way already.
-    pub fn demand(&mut self, demand: DemandRequest) -> Option<DeltaDiscoveryRequest> {
+    /// Takes a question in; the name to ask for, if that is not on its way already.
+    pub fn demand(&mut self, demand: DemandRequest) -> Option<String> {
         self.waiting.retain(|_, askers| {
             askers.retain(|asker| !asker.is_closed());
             !askers.is_empty()
@@ -79,14 +81,34 @@ impl State {
         let name = alias(demand.address);
         let askers = self.waiting.entry(name.clone()).or_default();
         askers.push(demand.done);
-        (askers.len() == 1).then(|| self.addresses.ask(name))
+        (askers.len() == 1).then_some(name)
+    }
+
+    /// What is to be said on a stream that is open when an address is asked for.
+    pub fn ask(&mut self, name: String, now: Instant) -> Vec<DeltaDiscoveryRequest> {
+        let question = self.addresses.ask(name, now);
+        let over = if self.addresses.is_crowded() { self.expire(now) } else { None };
+        over.into_iter().chain([question]).collect()
+    }
+
+    /// Gives up the addresses that nobody has asked for in a long time, and what is known under their names alone: the
+    /// request that says so, if there are any.
+    pub fn expire(&mut self, now: Instant) -> Option<DeltaDiscoveryRequest> {
+        let names = self.addresses.expire(now);
+        if names.is_empty() {
+            return None;
+        }
+        self.store.apply_addresses(&[], &names);
+        self.is_dirty = true;
+        Some(self.addresses.release(names))
     }
 
     /// Takes an answer in; the ack or nack. `None`: of a type that nobody asked for.
     pub fn receive(&mut self, answer: &DeltaDiscoveryResponse) -> Option<DeltaDiscoveryRequest> {
         let reply = match answer.type_url.as_str() {
             ADDRESS_TYPE => {
-                let (updated, mut refused) = decode(answer);
+                let (mut updated, mut refused) = decode(answer);
+                updated.retain(|(name, _)| self.addresses.takes(name));
                 refused.extend(self.store.apply_addresses(&updated, &answer.removed_resources));
                 self.release(answer);
                 self.addresses.settle(answer, &refused)
@@ -148,11 +170,6 @@ impl State {
     }
 }
 
-/// How an address is asked for: `network/IP`, on the one network there is.
-fn alias(address: IpAddr) -> String {
-    format!("/{}", address.to_canonical())
-}
-
 fn decode<M: Message + Default>(answer: &DeltaDiscoveryResponse) -> (Vec<(String, M)>, Vec<Refusal>) {
     let mut decoded = Vec::with_capacity(answer.resources.len());
     let mut refused = Vec::new();
@@ -167,4 +184,100 @@ fn decode<M: Message + Default>(answer: &DeltaDiscoveryResponse) -> (Vec<(String
         }
     }
     (decoded, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::proto::{discovery::Resource, wellknown::Any};
+
+    use super::{
+        super::subscription::{ASKED_FOR, MOST_ASKED},
+        *,
+    };
+    use crate::view::fixtures;
+
+    fn answer(names: &[&str], removed: &[&str]) -> DeltaDiscoveryResponse {
+        let (_, message) = fixtures::named_workload(fixtures::pod("late", &["10.0.0.9"]));
+        let any = Any { type_url: ADDRESS_TYPE.into(), value: message.encode_to_vec() };
+        let resource =
+            |name: &&str| Resource { name: (*name).into(), version: "1".into(), resource: Some(any.clone()) };
+        DeltaDiscoveryResponse {
+            type_url: ADDRESS_TYPE.into(),
+            resources: names.iter().map(resource).collect(),
+            removed_resources: removed.iter().map(|name| (*name).into()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    /// A state that asked for an address and was told of it under these names.
+    fn told(names: &[&str]) -> (State, Instant, oneshot::Receiver<()>) {
+        let (mut state, now) = (State::new(), Instant::now());
+        let (done, answered) = oneshot::channel();
+        let address = "10.0.0.9".parse().unwrap();
+        let name = state.demand(DemandRequest { address, done }).unwrap();
+        let [question] = <[_; 1]>::try_from(state.ask(name, now)).unwrap();
+        assert_eq!(question.resource_names_subscribe, ["/10.0.0.9"]);
+        state.receive(&answer(names, &[])).unwrap();
+        assert!(knows(&mut state));
+        (state, now, answered)
+    }
+
+    fn knows(state: &mut State) -> bool {
+        state.publish().0.workload_at("10.0.0.9".parse().unwrap()).is_some()
+    }
+
+    #[test]
+    fn what_is_known_only_because_somebody_asked_is_forgotten_when_nobody_does() {
+        let (mut state, asked, _answered) = told(&["/10.0.0.9"]);
+        assert!(state.expire(asked).is_none());
+        let request = state.expire(asked + ASKED_FOR).unwrap();
+        assert_eq!(request.resource_names_unsubscribe, ["/10.0.0.9"]);
+        assert!(request.resource_names_subscribe.is_empty());
+        assert!(!knows(&mut state));
+        state.receive(&answer(&["/10.0.0.9"], &[])).unwrap();
+        assert!(!knows(&mut state), "it was on its way");
+        assert!(state.expire(asked + ASKED_FOR).is_none());
+    }
+
+    #[test]
+    fn what_is_known_anyway_stays() {
+        let (mut state, asked, _answered) = told(&["/10.0.0.9", "Kubernetes//Pod/default/late"]);
+        state.expire(asked + ASKED_FOR).unwrap();
+        assert!(knows(&mut state));
+    }
+
+    #[test]
+    fn after_a_reconnect_what_was_asked_for_is_asked_for_again_so_that_its_end_is_told() {
+        let (mut state, asked, _) = told(&["/10.0.0.9"]);
+        let again = state.open(asked).pop().unwrap();
+        assert_eq!(
+            (again.type_url.as_str(), again.resource_names_subscribe.as_slice()),
+            (ADDRESS_TYPE, &["/10.0.0.9".to_owned()][..])
+        );
+        state.receive(&answer(&[], &["/10.0.0.9"])).unwrap();
+        assert!(!knows(&mut state));
+    }
+
+    #[test]
+    fn what_was_asked_for_while_control_was_away_is_asked_for_with_the_next_stream() {
+        let mut state = State::new();
+        let (done, _answered) = oneshot::channel();
+        let address = "10.0.0.9".parse().unwrap();
+        assert!(state.demand(DemandRequest { address, done }).is_some());
+        assert_eq!(state.open(Instant::now()).pop().unwrap().resource_names_subscribe, ["/10.0.0.9"]);
+    }
+
+    #[test]
+    fn names_are_bounded_between_two_looks_too() {
+        let (mut state, now) = (State::new(), Instant::now());
+        let (mut asked, mut released) = (0, 0);
+        for number in 0..100_000_u32 {
+            for request in state.ask(alias(std::net::Ipv4Addr::from_bits(number).into()), now) {
+                asked += request.resource_names_subscribe.len();
+                released += request.resource_names_unsubscribe.len();
+            }
+            assert!(asked - released <= 2 * MOST_ASKED);
+        }
+        assert_eq!(asked, 100_000);
+    }
 }

@@ -3,7 +3,11 @@
 //!
 //! Source: Envoy's xDS protocol, "Incremental xDS".
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use mesh_api::proto::{
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
@@ -18,6 +22,10 @@ use super::TypeStatus;
 const INVALID_ARGUMENT: i32 = 3;
 /// A nack names at most this many resources; the rest is counted.
 const NAMED_REFUSALS: usize = 10;
+/// How long a name that was asked for is kept after the last question.
+pub(super) const ASKED_FOR: Duration = Duration::from_secs(300);
+/// Names that are kept; of more the oldest go.
+pub(super) const MOST_ASKED: usize = 4096;
 
 /// The client's side of one resource type.
 #[derive(Debug)]
@@ -25,9 +33,9 @@ pub struct Subscription {
     type_url: &'static str,
     /// Version of each resource that is held; a refused one is not in here, so it is sent again after a reconnect.
     versions: HashMap<String, String>,
-    /// Names asked for one by one. They are aliases (`network/IP`) of resources that have a name of their own, so their
-    /// versions are nothing to resume from.
-    asked: HashSet<String>,
+    /// Names asked for one by one, and when last. They are aliases (`network/IP`) of resources that have a name of their own,
+    /// so their versions are nothing to resume from: a new stream asks for them anew.
+    asked: HashMap<String, Instant>,
     status: TypeStatus,
 }
 
@@ -35,7 +43,7 @@ impl Subscription {
     /// Nothing is held yet.
     pub fn new(type_url: &'static str) -> Self {
         let status = TypeStatus { type_url, ..TypeStatus::default() };
-        Self { type_url, versions: HashMap::new(), asked: HashSet::new(), status }
+        Self { type_url, versions: HashMap::new(), asked: HashMap::new(), status }
     }
 
     /// What operators see.
@@ -48,32 +56,65 @@ impl Subscription {
         self.status.is_complete
     }
 
-    /// The first request of a stream: everything, and what is already held, so that only changes are sent.
-    pub fn open(&mut self) -> DeltaDiscoveryRequest {
-        self.asked.clear();
-        DeltaDiscoveryRequest {
-            type_url: self.type_url.into(),
+    /// The first requests of a stream: everything, and what is already held, so that only changes are sent; then the names
+    /// that were asked for one by one.
+    pub fn open(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let all = DeltaDiscoveryRequest {
             resource_names_subscribe: vec!["*".into()],
             initial_resource_versions: self.versions.clone().into_iter().collect(),
-            ..DeltaDiscoveryRequest::default()
-        }
+            ..self.request()
+        };
+        let names: Vec<String> = self.asked.keys().cloned().collect();
+        let again = DeltaDiscoveryRequest { resource_names_subscribe: names, ..self.request() };
+        [all, again].into_iter().filter(|request| !request.resource_names_subscribe.is_empty()).collect()
     }
 
     /// Asks for one resource by name.
-    pub fn ask(&mut self, name: String) -> DeltaDiscoveryRequest {
-        self.asked.insert(name.clone());
-        DeltaDiscoveryRequest {
-            type_url: self.type_url.into(),
-            resource_names_subscribe: vec![name],
-            ..DeltaDiscoveryRequest::default()
+    pub fn ask(&mut self, name: String, now: Instant) -> DeltaDiscoveryRequest {
+        self.asked.insert(name.clone(), now);
+        DeltaDiscoveryRequest { resource_names_subscribe: vec![name], ..self.request() }
+    }
+
+    /// Whether a resource is to be taken: everything is, but for the answer to a question that is not asked any more.
+    pub fn takes(&self, name: &str) -> bool {
+        !is_alias(name) || self.asked.contains_key(name)
+    }
+
+    /// Whether there are so many names that some have to go now.
+    pub fn is_crowded(&self) -> bool {
+        self.asked.len() >= 2 * MOST_ASKED
+    }
+
+    /// The names that nobody asked for in a long time, or that are too many; they are not asked for any more.
+    pub fn expire(&mut self, now: Instant) -> Vec<String> {
+        let mut by_age: Vec<(Instant, String)> =
+            self.asked.iter().map(|(name, asked)| (*asked, name.clone())).collect();
+        by_age.sort_unstable();
+        let surplus = by_age.len().saturating_sub(MOST_ASKED);
+        let is_over =
+            |index: usize, asked: Instant| index < surplus || now.saturating_duration_since(asked) >= ASKED_FOR;
+        let over = by_age.into_iter().enumerate().filter(|(index, (asked, _))| is_over(*index, *asked));
+        let names: Vec<String> = over.map(|(_, (_, name))| name).collect();
+        for name in &names {
+            self.asked.remove(name);
         }
+        names
+    }
+
+    /// Tells that names are not asked for any more.
+    pub fn release(&self, names: Vec<String>) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest { resource_names_unsubscribe: names, ..self.request() }
+    }
+
+    fn request(&self) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest { type_url: self.type_url.into(), ..DeltaDiscoveryRequest::default() }
     }
 
     /// Takes note of an answer of which `refused` was not taken; gives the ack or nack.
     pub fn settle(&mut self, answer: &DeltaDiscoveryResponse, refused: &[Refusal]) -> DeltaDiscoveryRequest {
         let refused_names: HashSet<&str> = refused.iter().map(|refusal| refusal.name.as_str()).collect();
         for resource in &answer.resources {
-            if !refused_names.contains(resource.name.as_str()) && !self.asked.contains(&resource.name) {
+            if !refused_names.contains(resource.name.as_str()) && !is_alias(&resource.name) {
                 self.versions.insert(resource.name.clone(), resource.version.clone());
             }
         }
@@ -96,6 +137,15 @@ impl Subscription {
             ..DeltaDiscoveryRequest::default()
         }
     }
+}
+
+/// The name under which an address is asked for: `network/IP`, on the one network there is.
+pub(super) fn alias(address: IpAddr) -> String {
+    format!("/{}", address.to_canonical())
+}
+
+fn is_alias(name: &str) -> bool {
+    name.strip_prefix('/').is_some_and(|address| address.parse::<IpAddr>().is_ok())
 }
 
 fn describe(refused: &[Refusal]) -> String {
@@ -129,11 +179,11 @@ mod tests {
     #[test]
     fn a_new_stream_says_what_is_held() {
         let mut subscription = Subscription::new(ADDRESS_TYPE);
-        assert!(subscription.open().initial_resource_versions.is_empty());
+        assert!(subscription.open()[0].initial_resource_versions.is_empty());
         assert!(!subscription.is_complete());
         subscription.settle(&answer("1", &[("a", "v1"), ("b", "v1")], &[]), &[]);
         subscription.settle(&answer("2", &[("a", "v2")], &["b"]), &[]);
-        let open = subscription.open();
+        let [open] = <[_; 1]>::try_from(subscription.open()).unwrap();
         assert!(subscription.is_complete());
         assert_eq!(open.resource_names_subscribe, ["*"]);
         assert_eq!(open.initial_resource_versions.into_iter().collect::<Vec<_>>(), [("a".into(), "v2".into())]);
@@ -148,17 +198,41 @@ mod tests {
         let nack = subscription.settle(&answer("2", &[("a", "v2"), ("c", "v1")], &[]), &refused);
         assert_eq!(nack.response_nonce, "2");
         assert_eq!(nack.error_detail.unwrap().message, "a: no address");
-        let versions = subscription.open().initial_resource_versions;
+        let versions = subscription.open().remove(0).initial_resource_versions;
         assert_eq!((versions["a"].as_str(), versions["c"].as_str()), ("v1", "v1"));
         assert_eq!(subscription.status().nacks, 1);
     }
 
     #[test]
-    fn an_alias_is_nothing_to_resume_from() {
+    fn an_alias_is_nothing_to_resume_from_and_is_asked_for_anew() {
         let mut subscription = Subscription::new(ADDRESS_TYPE);
-        assert_eq!(subscription.ask("/10.0.0.1".into()).resource_names_subscribe, ["/10.0.0.1"]);
+        let now = Instant::now();
+        assert_eq!(subscription.ask("/10.0.0.1".into(), now).resource_names_subscribe, ["/10.0.0.1"]);
         subscription.settle(&answer("1", &[("/10.0.0.1", "v1"), ("a", "v1")], &[]), &[]);
-        assert_eq!(subscription.open().initial_resource_versions.into_keys().collect::<Vec<_>>(), ["a"]);
+        let [all, again] = <[_; 2]>::try_from(subscription.open()).unwrap();
+        assert_eq!(all.initial_resource_versions.into_keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(again.resource_names_subscribe, ["/10.0.0.1"]);
+        assert_eq!(subscription.expire(now + ASKED_FOR), ["/10.0.0.1"]);
+        assert_eq!(subscription.open().len(), 1);
+    }
+
+    #[test]
+    fn names_that_nobody_asks_for_any_more_go_and_of_too_many_the_oldest() {
+        let mut subscription = Subscription::new(ADDRESS_TYPE);
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        subscription.ask("/10.0.0.1".into(), start);
+        subscription.ask("/10.0.0.2".into(), start + second);
+        subscription.ask("/10.0.0.1".into(), start + 2 * second);
+        assert!(subscription.takes("/10.0.0.2") && subscription.takes("Kubernetes//Pod/default/a"));
+        assert_eq!(subscription.expire(start + second), [""; 0]);
+        assert_eq!(subscription.expire(start + second + ASKED_FOR), ["/10.0.0.2"]);
+        assert!(!subscription.takes("/10.0.0.2"), "an answer that comes late");
+        for number in 0..MOST_ASKED as u32 + 1 {
+            subscription.ask(alias(std::net::Ipv4Addr::from_bits(0x0b00_0000 + number).into()), start + 3 * second);
+        }
+        let over = subscription.expire(start + 3 * second);
+        assert_eq!((over.len(), over[0].as_str()), (2, "/10.0.0.1"));
     }
 
     #[test]
