@@ -206,6 +206,10 @@ fn workloads_certificates_status_and_check_tell_what_is() {
     let failed: Vec<_> =
         node.admin().check().expect("the agent answers").into_iter().filter(|row| row.result == "failed").collect();
     assert_eq!(failed, []);
+    let rights = node.admin().check().expect("the agent answers").into_iter().find(|row| row.name == "pod_rights");
+    let rights = rights.expect("a row about what pods may send past the mesh");
+    // Its processes are root's.
+    assert_eq!((rights.result.as_str(), rights.text.as_str()), ("warning", "default/web: NET_ADMIN, NET_RAW"));
     mesh.control().kill();
     eventually("check notices that control is away", LIMIT, || {
         let rows = node.admin().check().map_err(|status| status.to_string())?;

@@ -43,6 +43,7 @@ pub(super) fn all(node: &Node) -> Vec<CheckRow> {
         pods(node),
         listeners(node),
         older(node),
+        super::rights::row(&node.pods.load()),
     ]);
     rows
 }
@@ -60,7 +61,7 @@ fn row(name: &str, result: FactResult, text: impl Into<String>, remedy: &str) ->
     CheckRow { name: name.into(), result: result.into(), text: text.into(), remedy: remedy.into() }
 }
 
-fn ok(name: &str, text: impl Into<String>) -> CheckRow {
+pub(super) fn ok(name: &str, text: impl Into<String>) -> CheckRow {
     row(name, FactResult::Ok, text, "")
 }
 
@@ -68,7 +69,7 @@ fn failed(name: &str, text: impl Into<String>, remedy: &str) -> CheckRow {
     row(name, FactResult::Failed, text, remedy)
 }
 
-fn warning(name: &str, text: impl Into<String>, remedy: &str) -> CheckRow {
+pub(super) fn warning(name: &str, text: impl Into<String>, remedy: &str) -> CheckRow {
     row(name, FactResult::Warning, text, remedy)
 }
 
@@ -273,7 +274,7 @@ fn older(node: &Node) -> CheckRow {
     }
 }
 
-fn name(pod: &Pod) -> String {
+pub(super) fn name(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace, pod.name)
 }
 

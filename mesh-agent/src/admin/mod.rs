@@ -10,6 +10,7 @@ mod inspect;
 mod log;
 mod metrics;
 mod process;
+mod rights;
 mod serve;
 mod sockets;
 mod status;
