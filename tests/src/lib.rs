@@ -27,6 +27,7 @@ pub mod protocol;
 mod report;
 pub mod service;
 pub mod slot;
+pub mod torture;
 pub mod web;
 mod world;
 

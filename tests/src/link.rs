@@ -40,6 +40,8 @@ pub struct Passed {
     pub encrypted: u64,
     /// From and to any other port.
     pub clear: u64,
+    /// Bytes of those, with their headers.
+    pub clear_bytes: u64,
 }
 
 impl Link {
@@ -58,17 +60,37 @@ impl Link {
     /// Joins another namespace to the link by its own `eth0`, which is the way to the /24 and /64 of `addresses`.
     pub(crate) fn join(&self, place: &Place, name: &str, addresses: Pair) {
         let Pair { v4, v6 } = addresses;
-        let [range4, range6] = addresses.ranges();
         let there = place.namespace.name();
         self.place.namespace.ip(&format!("link add {name} type veth peer name eth0 netns {there}"));
         place.namespace.ip(&format!(
             "link set eth0 up\naddr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad\n\
              route add default via 169.254.2.1 dev eth0 onlink\nroute add default via fe80::1 dev eth0\n"
         ));
+        self.comes_up(name, addresses);
+    }
+
+    /// As if the cable were pulled: what was joined as `name` is cut off. The kernel forgets the ways to it.
+    pub fn goes_down(&self, name: &str) {
+        self.place.namespace.ip(&format!("link set {name} down"));
+    }
+
+    /// The cable is back, and the ways to `addresses` and their ranges.
+    pub fn comes_up(&self, name: &str, addresses: Pair) {
+        let Pair { v4, v6 } = addresses;
+        let [range4, range6] = addresses.ranges();
         self.place.namespace.ip(&format!(
-            "link set {name} up\naddr add fe80::1/64 dev {name} nodad\n\
-             route add {v4}/32 dev {name}\nroute add {range4} via {v4} dev {name} onlink\n\
-             route add {v6}/128 dev {name}\nroute add {range6} via {v6} dev {name} onlink\n"
+            "link set {name} up\naddr replace fe80::1/64 dev {name} nodad\n\
+             route replace {v4}/32 dev {name}\nroute replace {range4} via {v4} dev {name} onlink\n\
+             route replace {v6}/128 dev {name}\nroute replace {range6} via {v6} dev {name} onlink\n"
+        ));
+    }
+
+    /// From now on every packet between the nodes is lost without a word, or none is.
+    pub fn loses_everything(&self, does_lose: bool) {
+        let verdict = if does_lose { "drop" } else { "accept" };
+        self.place.namespace.nft(&format!(
+            "table inet loss\ndelete table inet loss\ntable inet loss {{\n  chain forward {{\n    \
+             type filter hook forward priority -10; policy {verdict};\n  }}\n}}\n"
         ));
     }
 
@@ -88,11 +110,12 @@ impl Link {
         let output = self.place.run(&["nft", "-j", "list", "counters"]);
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("nft -j answers with JSON");
         let counters = answer["nftables"].as_array().expect("a list").iter();
-        let packets = |name: &str| {
+        let count = |name: &str, unit: &str| {
             let counter = counters.clone().find(|row| row["counter"]["name"] == name);
-            counter.and_then(|row| row["counter"]["packets"].as_u64()).expect("a counter of RULES")
+            counter.and_then(|row| row["counter"][unit].as_u64()).expect("a counter of RULES")
         };
-        Passed { encrypted: packets("encrypted"), clear: packets("clear") }
+        let (encrypted, clear) = (count("encrypted", "packets"), count("clear", "packets"));
+        Passed { encrypted, clear, clear_bytes: count("clear", "bytes") }
     }
 
     /// Starts a capture of everything on the link that looks for `markers`.

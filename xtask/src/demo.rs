@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds, then hands over to the demo program of the tests package.
+//! `cargo xtask demo` and `torture`: build, then hand over to a program of the tests package.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
@@ -11,14 +11,25 @@ use crate::{binaries, setup, shell, workspace};
 /// # Errors
 /// When not root, a build fails, or a statement of the demo was not true.
 pub fn run(check: bool) -> Result<()> {
-    shell::require_root("demo")?;
+    let arguments = if check { vec!["--check".to_owned()] } else { Vec::new() };
+    hand_over("demo", &arguments)
+}
+
+/// Runs faults under load; `arguments` are the program's own.
+///
+/// # Errors
+/// When not root, a build fails, or a promise was not kept.
+pub fn torture(arguments: &[String]) -> Result<()> {
+    hand_over("torture", arguments)
+}
+
+fn hand_over(verb: &str, arguments: &[String]) -> Result<()> {
+    shell::require_root(verb)?;
     setup::everything()?;
     binaries::build()?;
-    let mut demo = Command::new(workspace::target_directory()?.join("release/mesh-demo"));
-    if check {
-        demo.arg("--check");
-    }
-    // In our place: Ctrl-C is the demo's, which then takes everything down.
-    shell::say(&shell::text(&demo));
-    Err(demo.exec()).context("cannot start the demo")
+    let mut program = Command::new(workspace::target_directory()?.join(format!("release/mesh-{verb}")));
+    program.args(arguments);
+    // In our place: Ctrl-C is the program's, which then takes everything down.
+    shell::say(&shell::text(&program));
+    Err(program.exec()).with_context(|| format!("cannot start the {verb}"))
 }

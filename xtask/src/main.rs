@@ -47,6 +47,12 @@ enum Verb {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Faults in random order under load, and a table of what each cost: `--minutes N`, `--seed S`.
+    Torture {
+        /// Arguments of the program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Formatting, clippy, layering, sizes, and the eBPF programs without warnings.
     Lint,
     /// What continuous integration runs: test, lint, demo --check.
@@ -61,6 +67,7 @@ fn main() -> Result<()> {
         Verb::Demo { check } => demo::run(check),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Bench { arguments } => bench::run(&arguments),
+        Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Lint => lint::run(),
         Verb::Ci => {
             test::run(None)?;
