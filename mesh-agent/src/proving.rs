@@ -30,6 +30,9 @@ use crate::{
     view::{Demand, DemandRequest, View},
 };
 
+/// Small, so that a test can fill it.
+pub(crate) const POD_MEMORY: usize = 8 << 20;
+
 /// A loopback address that no other test, in this process or another, uses.
 pub(crate) fn address() -> IpAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
@@ -133,6 +136,7 @@ impl Node {
             pods: Arc::new(ArcSwap::from_pointee(table(pods))),
             wallet: Arc::new(ArcSwap::from_pointee(wallet)),
             demand,
+            pod_memory: POD_MEMORY,
             telemetry: Arc::new(Telemetry::new(AccessFormat::Off).unwrap()),
         });
         let worker = Worker::start(0, context.clone()).unwrap();

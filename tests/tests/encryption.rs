@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use http::Method;
 use mesh_tests::{
-    App, Mesh,
+    App, Mesh, Setup,
     forge::{Authority, Credentials},
     identity,
     peer::{self, Asked, Heard, Impostor},
@@ -77,6 +77,29 @@ fn a_client_that_speaks_no_tls_13_gets_nothing_but_an_alert() {
     // One record: alert, fatal, protocol_version. Source: RFC 8446, section 6.
     assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
     far.saw_no_connection();
+}
+
+/// As the agent has for one pod and worker.
+const HANDSHAKES: usize = 256;
+
+#[test]
+fn handshakes_without_end_are_reset_and_other_pods_go_on() {
+    let agent_arguments = ["--workers", "1"].map(str::to_owned).into();
+    let mesh = Mesh::with(Setup { agent_arguments, ..Setup::default() });
+    let web = mesh.app("web").on("node-a");
+    let [flooded, other] = ["flooded", "other"].map(|name| mesh.app(name).on("node-b").echoing_on(80));
+    mesh.settle();
+    let node = mesh.node("node-b");
+    let flag = [("reporter", "destination"), ("response_flags", "OVERLOAD")];
+
+    let connect = || (0..HANDSHAKES + 100).map(|_| std::net::TcpStream::connect(flooded.at(15008)));
+    let silent: Vec<_> = mesh.outside().namespace.inside(|| connect().filter_map(Result::ok).collect());
+
+    node.counted("istio_tcp_connections_failed_total", 100, &flag);
+    web.dial(&flooded).is_refused();
+    web.dial(&other).is_answered();
+    drop(silent);
+    web.reaches(flooded.at(80));
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl Shared {
             pods: self.pods.clone(),
             wallet: self.wallet.clone(),
             demand,
+            pod_memory: path::POD_MEMORY,
             telemetry: self.telemetry.clone(),
         });
         let start = |index| Worker::start(index, context.clone());

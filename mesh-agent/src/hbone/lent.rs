@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 /// Bytes of one buffer.
-pub(super) const SIZE: usize = 256 << 10;
+pub(crate) const SIZE: usize = 256 << 10;
 
 /// Buffers that a thread keeps for the next reads; the rest is given back to the allocator.
 const KEPT: usize = 16;

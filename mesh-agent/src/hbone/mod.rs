@@ -18,10 +18,11 @@ use std::time::Duration;
 pub use client::{Peer, Tunnel, TunnelError};
 pub(crate) use headers::connect_request;
 pub use headers::{Baggage, TraceParent, forwarded_for};
+pub(crate) use lent::SIZE as CHUNK;
 pub use lent::read_chunk;
 pub use pool::{Dialled, Key, OpenError, Pool};
 pub use server::{Incoming, Server, ServerError};
-pub use stream::Stream;
+pub use stream::{Backlog, Stream};
 
 /// Where agents listen for tunnels, in each pod's namespace.
 pub const PORT: u16 = 15008;
@@ -44,7 +45,7 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * SERVER_STREAMS;
 const FRAME: u32 = 256 << 10;
 
 /// What h2 holds per stream that is not yet sealed: the frame being written and the next.
-const SEND_BUFFER: usize = 2 * FRAME as usize;
+pub(crate) const SEND_BUFFER: usize = 2 * FRAME as usize;
 
 /// What rustls holds of plaintext or records on their way, per direction: one frame with its record overhead.
 const TLS_BUFFER: usize = 320 << 10;
@@ -52,6 +53,13 @@ const TLS_BUFFER: usize = 320 << 10;
 /// Header lists: ours are a few hundred bytes.
 const CLIENT_HEADER_LIST: u32 = 16 << 10;
 const SERVER_HEADER_LIST: u32 = 64 << 10;
+
+/// Handshakes that a server has under way for one pod and worker: what a core does well within a second. Who connects and
+/// says nothing holds a place for [`HANDSHAKE_TIMEOUT`].
+pub(crate) const HANDSHAKES: usize = 256;
+
+/// Tunnels that a server keeps for one pod and worker: those of thousands of client pods.
+pub(crate) const TUNNELS: usize = 4096;
 
 /// From accept to the end of the TLS handshake, and from there to the first SETTINGS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

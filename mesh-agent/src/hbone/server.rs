@@ -11,8 +11,8 @@ use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST, SERVER_STREAMS,
-    STREAM_WINDOW, Stream, TLS_BUFFER,
+    Backlog, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST,
+    SERVER_STREAMS, STREAM_WINDOW, Stream, TLS_BUFFER,
     client::{Peer, peer_of, until_retirement},
     keepalive::{self, Pulse},
     wire::{Orderly, Wire},
@@ -144,6 +144,11 @@ impl Incoming {
     /// The request's headers: claims of the peer, for display only.
     pub fn headers(&self) -> &HeaderMap {
         self.request.headers()
+    }
+
+    /// What arrives before the answer, and after it.
+    pub fn backlog(&mut self) -> Backlog {
+        Backlog::of(self.request.body_mut())
     }
 
     /// Answers with a refusal.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{FlowControl, Reason, RecvStream, SendStream};
 
 /// An established CONNECT stream. Dropped before both ends have passed, it is reset.
 pub struct Stream {
@@ -19,6 +19,21 @@ pub struct Stream {
     _slot: Option<super::pool::Slot>,
 }
 
+/// How many bytes have arrived on a stream and were not yet taken, those of HTTP/2's own buffers included.
+#[derive(Debug)]
+pub struct Backlog(FlowControl);
+
+impl Backlog {
+    pub(super) fn of(receive: &mut RecvStream) -> Self {
+        Self(receive.flow_control().clone())
+    }
+
+    /// Bytes now.
+    pub fn bytes(&self) -> usize {
+        self.0.used_capacity()
+    }
+}
+
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream").field("id", &self.send.stream_id()).finish_non_exhaustive()
@@ -28,6 +43,11 @@ impl fmt::Debug for Stream {
 impl Stream {
     pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, slot: Option<super::pool::Slot>) -> Self {
         Self { send, receive, is_sent: false, is_received: false, _slot: slot }
+    }
+
+    /// What arrives and waits, to be asked while somebody else has the stream.
+    pub fn backlog(&mut self) -> Backlog {
+        Backlog::of(&mut self.receive)
     }
 
     /// The next bytes; none is the peer's orderly end. Give back what was used with [`Stream::consumed`].

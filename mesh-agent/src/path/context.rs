@@ -14,6 +14,10 @@ use crate::{
     view::{Demand, SharedView},
 };
 
+/// As much as 256 readers that stall with a full window. What is held is looked at every half second, so that a pod may
+/// exceed it by what arrives in that time.
+pub const POD_MEMORY: usize = 256 << 20;
+
 /// Shared by all workers.
 #[derive(Debug)]
 pub struct Context {
@@ -29,6 +33,8 @@ pub struct Context {
     pub wallet: SharedWallet,
     /// Asks control for what the View lacks.
     pub demand: Demand,
+    /// Bytes that the connections of one pod may make one worker hold, see [`POD_MEMORY`].
+    pub pod_memory: usize,
     /// Counts and logs.
     pub telemetry: Arc<Telemetry>,
 }

@@ -2,7 +2,7 @@
 //! other end does not take it. Ends and resets pass as on a wire; nothing here looks into the bytes.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::Shutdown,
     pin::Pin,
@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
-    hbone::{self, Stream},
+    hbone::{self, Backlog, Stream},
     net,
 };
 
@@ -48,6 +48,21 @@ pub struct Transfer {
     pub to_destination: Cell<u64>,
     /// From destination to source, bytes.
     pub to_source: Cell<u64>,
+    /// Read from a socket and not yet taken by the other end, with what HTTP/2 may hold of it; bytes.
+    pub(super) waiting: Cell<usize>,
+    backlog: RefCell<Option<Backlog>>,
+}
+
+impl Transfer {
+    /// Memory that the connection makes the agent hold because an end takes nothing; never less than it is.
+    pub fn held(&self) -> usize {
+        self.waiting.get() + self.backlog.borrow().as_ref().map_or(0, Backlog::bytes)
+    }
+
+    /// Counts what arrives on the stream that is one of its ends.
+    pub(super) fn watch(&self, backlog: Backlog) {
+        *self.backlog.borrow_mut() = Some(backlog);
+    }
 }
 
 /// Copies until both ends have ended in order. On an error both are reset; so are they when this future is dropped.
@@ -55,7 +70,12 @@ pub struct Transfer {
 /// # Errors
 /// The end that failed.
 pub async fn copy(mut downstream: End, mut upstream: End, transfer: &Transfer) -> Result<(), CopyError> {
+    // One that came through a tunnel is watched from its request on.
+    if let End::Stream(stream) = &mut upstream {
+        transfer.watch(stream.backlog());
+    }
     let result = pass(downstream.side(), upstream.side(), transfer).await;
+    transfer.backlog.take();
     for end in [downstream, upstream] {
         match (&result, end) {
             (Ok(()), End::Socket(socket)) => net::close_gently(&socket),
@@ -81,6 +101,7 @@ async fn pass(mut downstream: Side<'_>, mut upstream: Side<'_>, transfer: &Trans
         if to.is_ready() && from.is_ready() {
             return Poll::Ready(Ok(()));
         }
+        transfer.waiting.set(forth.waiting(&downstream, &upstream) + back.waiting(&upstream, &downstream));
         // An end that is not read, because its bytes have all come or because the other end takes none, can still be reset.
         if !back.is_reading()
             && let Poll::Ready(error) = upstream.poll_reset(context)
@@ -124,6 +145,15 @@ struct Way {
 }
 
 impl Way {
+    /// What arrives on a stream is its backlog's to count.
+    fn waiting(&self, from: &Side<'_>, to: &Side<'_>) -> usize {
+        match (self.pending.is_empty(), from, to) {
+            (true, ..) | (_, Side::Stream(_), _) => 0,
+            (_, _, Side::Socket(..)) => hbone::CHUNK,
+            (_, _, Side::Stream(_)) => hbone::CHUNK + hbone::SEND_BUFFER,
+        }
+    }
+
     fn is_reading(&self) -> bool {
         self.pending.is_empty() && !self.is_read
     }

@@ -22,6 +22,9 @@ pub enum Failure {
     /// The certificate is of another workload than the one whose address the tunnel comes from.
     #[error("the peer proved to be {0} and comes from the address of another workload")]
     Mismatch(Identity),
+    /// The pod has as many of these as it may.
+    #[error("the pod has {0}: no more are taken")]
+    Crowded(&'static str),
     /// A CONNECT was malformed; the status was answered.
     #[error("the request was answered {0}")]
     Request(StatusCode),
@@ -54,6 +57,9 @@ pub enum Cut {
     /// The pod was withdrawn, or has died.
     #[error("the pod was withdrawn")]
     Withdrawn,
+    /// The pod's connections made the agent hold too much, and this one did not move.
+    #[error("the pod's connections hold too much memory, and this one does not move")]
+    Memory,
     /// The agent is going down.
     #[error("the agent is going down")]
     Draining,
@@ -113,6 +119,7 @@ pub enum Flag {
     Unsupported,
     Reset,
     Withdrawn,
+    Overload,
     Draining,
 }
 
@@ -138,6 +145,7 @@ impl Flag {
         Self::Unsupported,
         Self::Reset,
         Self::Withdrawn,
+        Self::Overload,
         Self::Draining,
     ];
 
@@ -160,6 +168,7 @@ impl Flag {
             Self::Unsupported => "UNSUPPORTED",
             Self::Reset => "RESET",
             Self::Withdrawn => "WITHDRAWN",
+            Self::Overload => "OVERLOAD",
             Self::Draining => "DRAINING",
         }
     }
@@ -169,7 +178,7 @@ impl Failure {
     /// The stage that failed.
     pub fn stage(&self) -> Stage {
         match self {
-            Self::Starting | Self::Tunnel(_) | Self::Mismatch(_) => Stage::Accept,
+            Self::Starting | Self::Tunnel(_) | Self::Mismatch(_) | Self::Crowded(_) => Stage::Accept,
             Self::Origin(_) | Self::Request(_) => Stage::Origin,
             Self::Resolve(_) => Stage::Resolve,
             Self::Denied(_) => Stage::Authorize,
@@ -181,7 +190,7 @@ impl Failure {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Starting => Blame::Mesh,
+            Self::Starting | Self::Crowded(_) => Blame::Mesh,
             Self::Origin(OriginError::NotRedirected) | Self::Tunnel(_) | Self::Mismatch(_) | Self::Request(_) => {
                 Blame::Downstream
             }
@@ -219,6 +228,7 @@ impl Failure {
             Self::Copy(_) => Flag::Reset,
             Self::Cut(Cut::Denied(_) | Cut::Unknown) => Flag::Deny,
             Self::Cut(Cut::Withdrawn) => Flag::Withdrawn,
+            Self::Cut(Cut::Memory) | Self::Crowded(_) => Flag::Overload,
             Self::Cut(Cut::Draining | Cut::Cancelled) => Flag::Draining,
         }
     }

@@ -38,11 +38,12 @@ struct Tunnel {
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
     let remote = origin::canonical(accepted.peer);
     let handshake = tokio::select! {
-        handshake = handshake(&worker, &pod, accepted) => handshake,
+        handshake = admit(&worker, &pod, accepted) => handshake,
         () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
     };
     match handshake {
         Ok((server, local)) => {
+            let _place = pod.tunnels.clone();
             let tunnel = Rc::new(Tunnel { local, remote, peer: server.peer.clone() });
             let (requests, drain) = (pod.drain.clone(), pod.drain.clone());
             let take = move |incoming| {
@@ -52,6 +53,19 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
         }
         Err(failure) => Outcome::open(&worker, &pod.pod, Direction::Inbound, remote).close(Err(failure)),
     }
+}
+
+/// Handshakes, if the pod has a place for it and for the tunnel.
+async fn admit(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Server, SocketAddr), Failure> {
+    let has_place = |taken: &Rc<()>, limit| Rc::strong_count(taken) <= limit;
+    if !has_place(&pod.handshakes, hbone::HANDSHAKES) {
+        return Err(Failure::Crowded("too many handshakes under way"));
+    }
+    if !has_place(&pod.tunnels, hbone::TUNNELS) {
+        return Err(Failure::Crowded("too many tunnels"));
+    }
+    let _place = pod.handshakes.clone();
+    handshake(worker, pod, accepted).await
 }
 
 async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Server, SocketAddr), Failure> {
@@ -75,9 +89,10 @@ fn is_at_its_own(worker: &Local, peer: &Peer, address: IpAddr) -> Result<(), Fai
     if is_its_own { Ok(()) } else { Err(Failure::Mismatch(peer.identity.clone())) }
 }
 
-async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>, incoming: Incoming) {
+async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>, mut incoming: Incoming) {
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, tunnel.remote);
     outcome.tunnelled(&tunnel.peer);
+    outcome.live.transfer.watch(incoming.backlog());
     let result = outcome.unless_cut(&pod, carry(&worker, &pod, &tunnel, incoming, &outcome)).await;
     outcome.close(result);
 }

@@ -44,6 +44,8 @@ pub(super) struct Live {
     pub transfer: Transfer,
     pub series: RefCell<Vec<Arc<Series>>>,
     pub unreported: Unreported,
+    /// What had passed when the memory was looked at last.
+    passed: Cell<u64>,
     cut: RefCell<Option<Cut>>,
     wake: Notify,
 }
@@ -67,8 +69,15 @@ impl Live {
 
     /// Tells its series what has passed since the last time.
     pub fn flush(&self) {
-        let Transfer { to_destination, to_source } = &self.transfer;
+        let Transfer { to_destination, to_source, .. } = &self.transfer;
         self.unreported.flush(&self.series.borrow(), to_destination.get(), to_source.get());
+    }
+
+    /// Whether no byte has passed since this was last asked.
+    fn is_still(&self) -> bool {
+        let Transfer { to_destination, to_source, .. } = &self.transfer;
+        let passed = to_destination.get() + to_source.get();
+        self.passed.replace(passed) == passed
     }
 
     fn judge_again(&self, view: &View) {
@@ -119,6 +128,7 @@ impl Table {
             transfer: Transfer::default(),
             series: RefCell::default(),
             unreported: Unreported::default(),
+            passed: Cell::default(),
             cut: RefCell::default(),
             wake: Notify::new(),
         });
@@ -147,6 +157,33 @@ impl Table {
         }
     }
 
+    /// Cuts connections of pods that make the agent hold more than `limit` bytes: first those that do not move, of these
+    /// those that hold most. How many.
+    pub fn relieve(&self, limit: usize) -> usize {
+        let mut pods: HashMap<u32, (usize, Vec<_>)> = HashMap::new();
+        for live in self.connections.borrow().values() {
+            let (held, is_still) = (live.transfer.held(), live.is_still());
+            if held > 0 {
+                let (sum, holders) = pods.entry(live.pod.id).or_default();
+                *sum += held;
+                holders.push((is_still, held, live.clone()));
+            }
+        }
+        let mut cut = 0;
+        for (mut sum, mut holders) in pods.into_values().filter(|(sum, _)| *sum > limit) {
+            holders.sort_by_key(|(is_still, held, _)| std::cmp::Reverse((*is_still, *held)));
+            for (_, held, live) in holders {
+                if sum <= limit {
+                    break;
+                }
+                live.cut(Cut::Memory);
+                sum -= held;
+                cut += 1;
+            }
+        }
+        cut
+    }
+
     pub fn flush(&self) {
         self.connections.borrow().values().for_each(|live| live.flush());
     }
@@ -160,5 +197,34 @@ impl Table {
             ConnectionSnapshot { worker, id: live.id, pod: live.pod.clone(), record }
         };
         self.connections.borrow().values().map(snapshot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proving::{address, pod};
+
+    #[test]
+    fn a_pod_that_holds_too_much_loses_its_biggest_that_do_not_move_and_others_lose_nothing() {
+        let table = Table::default();
+        let pods = [pod(1, "web", address()), pod(2, "db", address())];
+        let open = |pod: &Arc<Pod>, holds: usize, passes: u64| {
+            let live = table.insert(pod.clone(), ConnectionRecord::new("outbound"));
+            live.transfer.waiting.set(holds);
+            live.transfer.to_source.set(passes);
+            live
+        };
+        let [web, db] = &pods;
+        let all = [open(web, 40, 0), open(web, 30, 0), open(web, 50, 9), open(web, 0, 0), open(db, 100, 0)];
+        let cut = || all.each_ref().map(|live| live.cut.borrow().is_some());
+
+        assert_eq!((table.relieve(120), cut()), (0, [false; 5]));
+        // The third has moved meanwhile.
+        all[2].transfer.to_source.set(10);
+        assert_eq!((table.relieve(100), cut()), (1, [true, false, false, false, false]));
+        all[0].transfer.waiting.set(0);
+        all[2].transfer.to_source.set(11);
+        assert_eq!((table.relieve(60), cut()), (2, [true, true, false, false, true]));
     }
 }

@@ -31,6 +31,16 @@ pub(super) struct PodState {
     pub pool: Pool,
     /// Every task that works for the pod.
     pub drain: Drain,
+    /// Under way and open on port 15008: one more clone for each.
+    pub handshakes: Rc<()>,
+    pub tunnels: Rc<()>,
+}
+
+impl PodState {
+    pub fn new(pod: Arc<Pod>, drain: Drain) -> Self {
+        let pool = Pool::new(drain.clone());
+        Self { pod, pool, drain, handshakes: Rc::default(), tunnels: Rc::default() }
+    }
 }
 
 /// A worker's own.
@@ -183,6 +193,14 @@ impl Local {
         self.servers.borrow_mut().retain(|identity, _| wallet.certificates.contains_key(identity));
         if let Some(view) = self.view() {
             self.live.judge_again(&view);
+        }
+    }
+
+    /// Lets no pod make the agent hold more than it may.
+    pub fn relieve(&self) {
+        let cut = self.live.relieve(self.context.pod_memory);
+        if cut > 0 {
+            tracing::warn!(worker = self.index, cut, "connections cut: their pod's hold too much memory");
         }
     }
 

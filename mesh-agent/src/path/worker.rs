@@ -21,7 +21,6 @@ use super::{
 use crate::{
     drain::{Drain, Phase},
     enrol::Pod,
-    hbone::Pool,
     kernel::Listener,
     net::{self, Leg},
     telemetry::ConnectionRecord,
@@ -190,6 +189,7 @@ async fn run(worker: Rc<Local>, mut mailbox: mpsc::Receiver<Command>) {
             },
             _ = beat.tick() => {
                 worker.live.flush();
+                worker.relieve();
                 // A worker that drains accepts nothing: to the hooks, which only ask for that, it is gone.
                 if draining.is_none() {
                     worker.beat();
@@ -258,8 +258,7 @@ fn serve(worker: &Rc<Local>, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -
 }
 
 fn pod_state(pod: Arc<Pod>) -> Rc<PodState> {
-    let drain = Drain::default();
-    Rc::new(PodState { pod, pool: Pool::new(drain.clone()), drain })
+    Rc::new(PodState::new(pod, Drain::default()))
 }
 
 /// Cuts what the pod has an end in, and waits until nothing is left.

@@ -11,6 +11,7 @@ use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use mesh_api::{Identity, proto::security};
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -32,7 +33,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Pod `db` and its node; only `web` may reach it.
 struct Ground {
     authority: Authority,
-    _node: Node,
+    node: Node,
     db: Arc<Pod>,
     hbone: SocketAddr,
     _application: TcpListener,
@@ -53,7 +54,7 @@ impl Ground {
         let wallet = authority.wallet(&[identity("db")]);
         let node = Node::start(Some(view), std::slice::from_ref(&db), wallet, port);
         let hbone = node.listen(&db, Listener::Hbone).await;
-        Self { authority, _node: node, db, hbone, _application: application, port, drain: Drain::default() }
+        Self { authority, node, db, hbone, _application: application, port, drain: Drain::default() }
     }
 
     /// A peer that shows this certificate; `expected` is who it takes the server for.
@@ -155,6 +156,32 @@ async fn only_one_valid_spiffe_name_of_our_trust_domain_handshakes() {
         let peer = timeout(SOON, ground.peer(certificate, identity("db"))).await.unwrap();
         assert_eq!(peer.is_ok(), is_good, "{name}: {:?}", peer.err());
     }
+}
+
+/// Whether it is reset before it has said anything.
+async fn is_turned_away(mut socket: TcpStream) -> bool {
+    let read = timeout(SOON, socket.read(&mut [0; 1])).await.expect("in time");
+    read.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+#[tokio::test]
+async fn one_more_handshake_than_a_pod_may_have_is_reset_and_those_before_it_stay() {
+    let ground = Ground::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..hbone::HANDSHAKES {
+        silent.push(TcpStream::connect(ground.hbone).await.unwrap());
+    }
+    assert!(is_turned_away(TcpStream::connect(ground.hbone).await.unwrap()).await);
+    let counted = r#"response_flags="OVERLOAD""#;
+    assert!(ground.node.metrics().contains(counted), "{}", ground.node.metrics());
+    for socket in &silent {
+        let read = socket.try_read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(read, Err(std::io::ErrorKind::WouldBlock), "it was ended");
+    }
+
+    drop(silent);
+    let freed = async { while ground.peer(ground.authority.issue(identity("web")), identity("db")).await.is_err() {} };
+    timeout(SOON, freed).await.expect("the places are free again");
 }
 
 #[tokio::test]

@@ -245,8 +245,7 @@ async fn a_connection_that_begins_while_its_pod_is_closing_ends_at_once() {
     let pods = std::slice::from_ref(&web);
     let node = Node::start(Some(view(pods, vec![])), pods, Wallet::default(), dialled);
     let drain = crate::drain::Drain::default();
-    let pool = crate::hbone::Pool::new(drain.clone());
-    let state = std::rc::Rc::new(PodState { pod: web.clone(), pool, drain: drain.clone() });
+    let state = std::rc::Rc::new(PodState::new(web.clone(), drain.clone()));
     let listener = tokio::net::TcpListener::bind((web.addresses[0], 0)).await.unwrap();
     let (client, accepted) = tokio::join!(dial(web.addresses[0], listener.local_addr().unwrap()), listener.accept());
     let (socket, peer) = accepted.unwrap();

@@ -18,7 +18,7 @@ use crate::{
     enrol::Pod,
     kernel::Listener,
     path::Verdict,
-    proving::{Authority, Node, address, app, dial, identity, pod},
+    proving::{Authority, Node, POD_MEMORY, address, app, dial, identity, pod},
     view::{
         View,
         fixtures::{self, exact},
@@ -304,6 +304,29 @@ async fn fill(client: &mut TcpStream) {
 }
 
 #[tokio::test]
+async fn a_pod_whose_readers_hold_too_much_loses_those_that_do_not_move() {
+    let mesh = TwoNodes::start(vec![]).await;
+    let (mut client, mut server) = mesh.connected().await;
+    let mut stalled = Vec::new();
+    for _ in 0..POD_MEMORY / (1 << 20) + 4 {
+        let (mut silent, unread) = mesh.connected().await;
+        fill(&mut silent).await;
+        stalled.push((silent, unread));
+        talk(&mut client, &mut server).await;
+    }
+    let is_cut = |node: &Node| node.metrics().contains(r#"response_flags="OVERLOAD""#);
+    let looking = async {
+        while !is_cut(&mesh.a) && !is_cut(&mesh.b) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, looking).await.expect("somebody is cut");
+    talk(&mut client, &mut server).await;
+    let left = mesh.b.worker.connections().await.unwrap().len();
+    assert!((2..stalled.len() + 1).contains(&left), "{left} are left of {}", stalled.len() + 1);
+}
+
+#[tokio::test]
 async fn applications_that_do_not_read_do_not_stop_others_on_the_same_tunnel() {
     let mesh = TwoNodes::start(vec![]).await;
     let mut stalled = Vec::new();
@@ -313,6 +336,10 @@ async fn applications_that_do_not_read_do_not_stop_others_on_the_same_tunnel() {
         stalled.push((client, server));
     }
     let (mut client, mut server) = mesh.connected().await;
+    talk(&mut client, &mut server).await;
+}
+
+async fn talk(client: &mut TcpStream, server: &mut TcpStream) {
     client.write_all(b"through").await.unwrap();
     let mut through = [0; 7];
     timeout(SOON, server.read_exact(&mut through)).await.unwrap().unwrap();
