@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_sk_assign;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::abi::{Endpoint, Ip16, ListenKey, Listener};
 use mesh_common::counter::Counter;
-use mesh_common::lookup::{self, Steer};
+use mesh_common::lookup::{self, Arrivals, Steer};
 use mesh_common::{MAX_WORKERS, verdict};
 
 use crate::refusal;
@@ -70,6 +70,7 @@ fn assign(context: &SkLookupContext, source: Endpoint, destination: Endpoint, ki
         count(Counter::InboundAway);
         return DROP;
     }
+    let at = listening(destination.ip(), state);
     let first = mix(source, destination) % workers;
     for step in 0..MAX_WORKERS {
         if step >= workers {
@@ -80,7 +81,7 @@ fn assign(context: &SkLookupContext, source: Endpoint, destination: Endpoint, ki
             continue;
         }
         let flags = u64::from(BPF_SK_LOOKUP_F_NO_REUSEPORT);
-        let assigned = with_listener(&ListenKey::new(destination.ip(), kind, worker), |socket| {
+        let assigned = with_listener(&ListenKey::new(at, kind, worker), |socket| {
             // SAFETY: the context is this hook's and the socket is held for the call.
             unsafe { bpf_sk_assign(context.lookup.cast(), socket.cast(), flags) }
         });
@@ -95,6 +96,17 @@ fn assign(context: &SkLookupContext, source: Endpoint, destination: Endpoint, ki
     }
     count(Counter::InboundAway);
     DROP
+}
+
+/// Where the listeners of the pod with this address are: for another address of its interface, at its own.
+#[inline(always)]
+fn listening(address: Ip16, state: &State) -> Ip16 {
+    let pod = Arrivals::address(state, &address).and_then(|entry| state.pod(entry.namespace));
+    match pod {
+        Some(pod) if address.is_v4() => pod.v4,
+        Some(pod) => pod.v6,
+        None => address,
+    }
 }
 
 /// A hash of both ends.
@@ -117,7 +129,7 @@ fn report(source: Endpoint, destination: Endpoint, reason: Counter, state: &Stat
         Counter::InboundDenied | Counter::InboundNotDirect | Counter::InboundStale | Counter::NoTicket
     );
     if concerns_pods {
-        if let Some(entry) = lookup::Arrivals::address(state, &destination.ip()) {
+        if let Some(entry) = Arrivals::address(state, &destination.ip()) {
             refusal::report_inbound(entry.pod, entry.namespace, source, destination, reason);
         }
     }

@@ -20,6 +20,7 @@ use super::{
     descriptors,
     error::{Conflict, NodeError},
     older,
+    others::Others,
     pulse::Pulse,
     registry::{Enrolled, Registry},
     sysctl::SavedSysctls,
@@ -56,7 +57,7 @@ pub(super) fn steer(kernel: &Kernel, enrolled: &Enrolled, class: u32) -> Result<
         cookie: pod.network_namespace.cookie(),
         v4,
         v6,
-        other_addresses: Vec::new(),
+        other_addresses: enrolled.others.steered.clone(),
         cgroups: vec![enrolled.claim.cgroup()?],
         class,
         probe_ports: pod.probe_ports.clone(),
@@ -87,6 +88,7 @@ impl Registry {
     pub(super) async fn admit(&mut self, claim: Claim) -> Result<Arc<str>, EnrolError> {
         let namespace = NetworkNamespace::open(&claim.network_namespace.path()).map_err(EnrolError::Namespace)?;
         self.check_conflicts(&claim, &namespace)?;
+        self.yield_addresses(&claim.addresses);
         let listeners = KINDS.len() * self.wiring.workers.len() * claim.addresses.len();
         descriptors::check_room(listeners as u64)?;
         let pulse = Pulse::new(&claim, &namespace)?;
@@ -152,8 +154,8 @@ impl Registry {
         });
         let allows_fail_open = self.wiring.view.load().as_ref().is_some_and(|view| view.mesh.allow_fail_open);
         let is_fail_open = claim.is_fail_open && allows_fail_open;
-        let older = HashSet::new();
-        let mut enrolled = Enrolled { pod, claim, sysctls, pulse, older, is_ready: false, is_fail_open };
+        let (older, others) = (HashSet::new(), Others::new(&pod).map_err(NodeError::Kernel)?);
+        let mut enrolled = Enrolled { pod, claim, sysctls, pulse, older, others, is_ready: false, is_fail_open };
         if let Err(error) = self.open_and_steer(&mut enrolled).await {
             match before {
                 Before::New => self.undo(&enrolled).await,

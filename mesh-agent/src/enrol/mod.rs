@@ -6,6 +6,7 @@ mod claim;
 mod descriptors;
 mod error;
 mod older;
+mod others;
 mod pulse;
 mod record;
 mod recovery;
@@ -68,7 +69,7 @@ pub struct Pod {
 pub struct PodTable {
     /// By the runtime's key.
     pub by_uid: HashMap<Arc<str>, Arc<Pod>>,
-    /// By each address.
+    /// By each address: those that pods were enrolled with, and others of their interfaces.
     pub by_address: HashMap<IpAddr, Arc<Pod>>,
     /// Pods of before a restart that could not be taken up again: steered and refused, and in none of the maps above.
     pub failed: usize,
@@ -100,6 +101,12 @@ impl PodTable {
         for address in &pod.addresses {
             self.by_address.insert(*address, pod.clone());
         }
+    }
+
+    /// The pod's other addresses are these, and no more.
+    fn put_others(&mut self, pod: &Arc<Pod>, others: &[IpAddr]) {
+        self.by_address.retain(|address, of| of.uid != pod.uid || pod.addresses.contains(address));
+        self.by_address.extend(others.iter().map(|address| (*address, pod.clone())));
     }
 
     fn remove(&mut self, pod: &Pod) {

@@ -27,6 +27,7 @@ use super::{
     claim::Claim,
     error::NodeError,
     older,
+    others::Others,
     pulse::{Death, Pulse},
     record::{PodRecord, Record},
     recovery::Failed,
@@ -81,6 +82,7 @@ pub(super) struct Enrolled {
     pub(super) sysctls: SavedSysctls,
     pub(super) pulse: Pulse,
     pub(super) older: HashSet<u64>,
+    pub(super) others: Others,
     /// As last told to watchers.
     pub(super) is_ready: bool,
     /// As last written to the kernel.
@@ -150,13 +152,17 @@ impl Registry {
                     None => return,
                 },
                 () = self.wakeups.next() => self.bury().await,
-                _ = look.tick() => self.bury().await,
+                _ = look.tick() => {
+                    self.bury().await;
+                    self.follow_addresses();
+                }
                 () = self.wiring.unseen.notified() => self.add_unseen(),
                 changed = self.wiring.view_changes.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     self.follow_view();
+                    self.follow_addresses();
                 }
             }
         }
@@ -339,13 +345,13 @@ impl Registry {
     }
 
     pub(super) fn describe(&self, enrolled: &Enrolled) -> PodMessage {
-        let Enrolled { pod, claim, is_ready, is_fail_open, .. } = enrolled;
+        let Enrolled { pod, claim, others, is_ready, is_fail_open, .. } = enrolled;
         PodMessage {
             uid: pod.uid.to_string(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             service_account: pod.service_account.clone(),
-            addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+            addresses: pod.addresses.iter().chain(&others.steered).map(ToString::to_string).collect(),
             network_namespace: claim.network_namespace.path().display().to_string(),
             network_namespace_cookie: pod.network_namespace.cookie(),
             cgroup_path: pod.cgroup_path.display().to_string(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
-use mesh_common::abi::{AddressEntry, PodEntry};
+use mesh_common::abi::{AddressEntry, Ip16, PodEntry};
 
 use super::pods::{reading, writing};
 use super::{Kernel, KernelError, PodId, sys};
@@ -37,13 +37,19 @@ impl Kernel {
     pub(super) fn set_classes(&self, classes: &HashMap<PodId, u32>) -> Result<u64, KernelError> {
         let _settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failed = 0;
+        let pods = self.maps.pods.entries().map_err(reading("PODS"))?;
+        let is_enrolled_with = |address: &Ip16, pod: u32| {
+            pods.iter().any(|(_, entry)| entry.pod == pod && entry.is_enrolled_with(address))
+        };
         for (address, entry) in self.maps.addresses.entries().map_err(reading("PODIP"))? {
-            if let Some(class) = classes.get(&PodId(entry.pod)).copied().filter(|class| *class != entry.class) {
+            let class = classes.get(&PodId(entry.pod)).copied().filter(|class| *class != entry.class);
+            let Some(class) = class else { continue };
+            if is_enrolled_with(&address, entry.pod) {
                 let entry = AddressEntry { class, ..entry };
                 failed += u64::from(self.maps.addresses.set(&address, &entry, sys::ANY).is_err());
             }
         }
-        for (cookie, entry) in self.maps.pods.entries().map_err(reading("PODS"))? {
+        for (cookie, entry) in pods {
             if let Some(class) = classes.get(&PodId(entry.pod)).copied().filter(|class| *class != entry.class) {
                 let entry = PodEntry { class, ..entry };
                 failed += u64::from(self.maps.pods.set(&cookie, &entry, sys::ANY).is_err());

@@ -30,7 +30,8 @@ pub struct PodSteering<'a> {
     pub v4: Option<Ipv4Addr>,
     /// Where IPv6 connections are redirected to; its listeners are bound to it.
     pub v6: Option<Ipv6Addr>,
-    /// Other global addresses of the same interface. Never loopback or link-local.
+    /// Other global addresses of the same interface. Never loopback or link-local. They have no class: who dials one asks
+    /// the agent.
     pub other_addresses: Vec<IpAddr>,
     /// The pod's cgroup ([`PodCgroup::find`]).
     pub cgroups: Vec<PodCgroup>,
@@ -93,7 +94,7 @@ impl PodSteering<'_> {
 }
 
 /// Whether other pods may dial the address.
-fn is_global(address: IpAddr) -> bool {
+pub(super) fn is_global(address: IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -151,8 +152,9 @@ impl Kernel {
             self.maps.probes.set(key, &1, sys::ANY).map_err(writing("PROBES"))?;
         }
         let addresses: HashSet<Ip16> = pod.addresses().map(Into::into).collect();
-        let entry = AddressEntry { pod: pod.pod.0, class: pod.class, namespace: pod.cookie };
         for address in &addresses {
+            let class = if pod.entry().is_enrolled_with(address) { pod.class } else { 0 };
+            let entry = AddressEntry { pod: pod.pod.0, class, namespace: pod.cookie };
             self.maps.addresses.set(address, &entry, sys::ANY).map_err(writing("PODIP"))?;
         }
         let mut change = Change::default();

@@ -161,9 +161,10 @@ pub fn outbound(question: Question<'_>, random: &mut fastrand::Rng) -> Result<Ro
     if !view.services_at(destination.ip()).is_empty() {
         return Err(ResolveError::NoSuchPort);
     }
-    // Its namespace is on this node, whatever the View says.
-    if question.pods.by_address.contains_key(&destination.ip()) {
-        return Err(ResolveError::Pending);
+    // Its namespace is on this node, whatever the View says: another address of a pod, or one that is pending.
+    if let Some(pod) = question.pods.by_address.get(&destination.ip()) {
+        let workload = workload_of(view, pod).ok_or(ResolveError::Pending)?.clone();
+        return to_workload(question, None, Candidate { workload, address: destination });
     }
     let mut ranges = mesh.pod_ranges.iter().chain(&mesh.service_ranges);
     if ranges.any(|range| range.contains(&destination.ip())) {

@@ -31,7 +31,7 @@ fn end_with(
     compiled: &Compiled,
     mut end_in: impl FnMut(&Pod, &HashSet<u64>) -> Result<(), KernelError>,
 ) -> Result<(), SteeringError> {
-    let condemned = condemned(compiled, rows);
+    let condemned = condemned(compiled, pods, rows);
     let mut failed = BTreeMap::new();
     let mut end_all = |rows: &[&FlowRow], failed: &mut BTreeMap<u32, (Arc<str>, KernelError)>| {
         for pod in pods.by_uid.values() {
@@ -81,19 +81,15 @@ fn end_in(pod: &Pod, cookies: &HashSet<u64>) -> Result<(), KernelError> {
 
 /// The ends of direct connections whose pair is not direct any more. Ends of which one pod is not known (it was withdrawn)
 /// are condemned too: nobody vouches for them.
-fn condemned<'a>(compiled: &Compiled, rows: &'a [FlowRow]) -> Vec<&'a FlowRow> {
+fn condemned<'a>(compiled: &Compiled, pods: &PodTable, rows: &'a [FlowRow]) -> Vec<&'a FlowRow> {
     let by_id: HashMap<u32, u32> = compiled.members.iter().map(|member| (member.pod.id, member.class)).collect();
-    let by_address: HashMap<IpAddr, u32> = compiled
-        .members
-        .iter()
-        .flat_map(|member| member.pod.addresses.iter().map(|address| (*address, member.class)))
-        .collect();
+    let class_at = |address: IpAddr| by_id.get(&pods.by_address.get(&address)?.id);
     let is_condemned = |row: &&FlowRow| {
         if !row.flow.flags().has(FlowFlags::DIRECT) {
             return false;
         }
         let (Some(local), Some(remote)) = (row.flow.local.address(), row.flow.remote.address()) else { return true };
-        let (Some(own), Some(other)) = (by_id.get(&row.flow.pod), by_address.get(&remote.ip())) else { return true };
+        let (Some(own), Some(other)) = (by_id.get(&row.flow.pod), class_at(remote.ip())) else { return true };
         let verdict = match row.flow.direction() {
             Direction::Outbound => look_up(&compiled.tables.policy, *own, *other, remote.port()),
             Direction::Inbound => look_up(&compiled.tables.policy, *other, *own, local.port()),
@@ -138,7 +134,7 @@ mod tests {
             row(Direction::Outbound, 3, "10.1.0.1:40001", server),
         ];
         // Nothing is compiled: nobody vouches for any of them.
-        let condemned = condemned(&Compiled::default(), &rows);
+        let condemned = condemned(&Compiled::default(), &PodTable::default(), &rows);
         let ended = at_their_destination(&condemned, &HashSet::new());
         assert_eq!(ended.iter().map(|row| row.socket).collect::<Vec<_>>(), [2, 3]);
     }

@@ -23,13 +23,21 @@ pub struct PodEntry {
     pub v6: Ip16,
 }
 
+impl PodEntry {
+    /// Whether the pod was enrolled with this address: others of its interface have no class and no listeners.
+    #[inline(always)]
+    pub fn is_enrolled_with(&self, address: &Ip16) -> bool {
+        *address == self.v4 || *address == self.v6
+    }
+}
+
 /// Value of PODIP, whose key is an address of an enrolled pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressEntry {
     /// The pod that holds the address.
     pub pod: u32,
-    /// Its policy class.
+    /// Its policy class; 0 at addresses that it was not enrolled with.
     pub class: u32,
     /// Its namespace's cookie.
     pub namespace: u64,

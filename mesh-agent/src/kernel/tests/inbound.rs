@@ -186,3 +186,59 @@ fn link_local_of(place: &Place, link: &str) -> Ipv6Addr {
     });
     found.expect("it was found")
 }
+
+fn ip(place: &super::cell::Place, words: &str) {
+    let name = place.namespace.file_name().expect("below /run/netns");
+    let done = std::process::Command::new("ip").arg("-n").arg(name).args(words.split(' ')).status();
+    assert!(done.expect("iproute2 is there").success(), "{words}");
+}
+
+#[test]
+fn another_address_of_a_pod_leads_to_its_listeners_and_is_never_direct() {
+    run(|cell| {
+        let kernel = start(cell);
+        let other: SocketAddr = "10.201.1.77:8080".parse().expect("an address");
+        let one = enrol_as(&kernel, cell.pod(1), 1, |pod| pod.other_addresses.push(other.ip()));
+        let two = enrol(&kernel, cell, 2);
+        ip(&one.place, "address add 10.201.1.77/24 dev eth0");
+        // Its class is in force at the address that it was enrolled with, and there alone.
+        kernel.set_class(one.id, 11).expect("it is enrolled");
+        allow(&kernel, &[(20, 10, 0, PolicyValue::Direct), (20, 11, 0, PolicyValue::Direct)]);
+        let direct = server(&one.place, SocketAddr::new(one.place.v4(), 8080));
+        let client = visit(&two.place, format!("{}:8080", one.place.v4));
+        serve(&direct);
+        assert!(client.end().contains("welcome"));
+
+        let client = visit(&two.place, other.to_string());
+        let accepted = two.accept(Listener::Outbound);
+        let origin = kernel.origin(&accepted).expect("a socket").expect("it was redirected");
+        assert_eq!(origin.destination, other);
+        drop((accepted, client));
+        let client = visit(&cell.pod(3), other.to_string());
+        let accepted = one.accept(Listener::Plaintext);
+        assert_eq!(accepted.local_addr().expect("a name"), other);
+        drop((accepted, client));
+    });
+}
+
+#[test]
+fn addresses_that_come_and_go_on_a_pods_interface_are_told() {
+    run(|cell| {
+        let place = cell.pod(1);
+        let namespace = place.open();
+        let watch = AddressWatch::new(&namespace).expect("rtnetlink");
+        let others = || {
+            let others = interface::siblings(&namespace, &[place.v4()]).expect("a list");
+            others.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!((watch.has_changed(), others()), (false, vec![place.v6.clone()]), "no loopback, no link-local");
+        ip(&place, "address add 10.99.0.1/32 dev lo");
+        ip(&place, "address add 10.201.1.77/24 dev eth0");
+        assert!(watch.has_changed());
+        assert!(!watch.has_changed());
+        assert_eq!(others(), ["10.201.1.77".to_owned(), place.v6.clone()]);
+        ip(&place, "address del 10.201.1.77/24 dev eth0");
+        assert!(watch.has_changed());
+        assert_eq!(others(), std::slice::from_ref(&place.v6));
+    });
+}
