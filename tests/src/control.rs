@@ -5,15 +5,14 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
 use crate::{
     addresses::{CONTROL, Pair},
-    eventually::{LIMIT, eventually},
+    daemon::Daemon,
     link::Link,
     namespace::Namespace,
-    process::{Place, Process, binary},
+    process::{Place, binary},
     slot::Slot,
     web::{self, Metrics},
 };
@@ -27,7 +26,7 @@ pub struct Control {
     addresses: Pair,
     directory: PathBuf,
     arguments: Vec<String>,
-    process: Mutex<Option<Process>>,
+    daemon: Daemon,
 }
 
 impl Control {
@@ -40,7 +39,8 @@ impl Control {
         for name in ["manifests", "state", "tokens", "new"] {
             fs::create_dir_all(directory.join(name)).expect("a directory for control");
         }
-        Self { place, addresses, directory, arguments, process: Mutex::default() }
+        let daemon = Daemon::new("the control daemon", directory.join("control.log"));
+        Self { place, addresses, directory, arguments, daemon }
     }
 
     /// Gives a node its token; the file's path is what the agent is started with.
@@ -65,6 +65,14 @@ impl Control {
     /// # Panics
     /// When it ends, or does not serve in time.
     pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the daemon with further arguments.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with(&self, extra: &[String]) {
         let shown = |name: &str| self.directory.join(name).display().to_string();
         let mut words = vec![
             binary("mesh-control").display().to_string(),
@@ -80,25 +88,14 @@ impl Control {
             shown("node-tokens"),
         ];
         words.extend_from_slice(&self.arguments);
-        *self.lock() = Some(self.place.start(&words, &self.log_path()));
-        eventually("the control daemon serves", LIMIT, || {
-            if let Some(status) = self.lock().as_mut().expect("just started").ended() {
-                panic!("the control daemon ended, {status}:\n{}", self.log());
-            }
-            match web::ask(&self.place.namespace, self.metrics_address(), "/healthz/ready")? {
-                answer if answer.status == 200 && self.root().exists() => Ok(()),
-                answer => Err(format!("{} {}", answer.status, answer.body)),
-            }
-        });
+        words.extend_from_slice(extra);
+        self.daemon.start(&self.place, &words);
+        self.daemon.is_ready(&self.place.namespace, self.metrics_address());
     }
 
     /// Kills the daemon.
     pub fn kill(&self) {
-        self.lock().as_mut().expect("control was started").kill();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.daemon.kill();
     }
 
     /// Where agents reach it.
@@ -117,6 +114,15 @@ impl Control {
     pub fn metrics(&self) -> Metrics {
         let answer = web::ask(&self.place.namespace, self.metrics_address(), "/metrics");
         Metrics::parse(&answer.expect("control serves metrics").body)
+    }
+
+    /// What the daemon says about each file of its folder.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn report(&self) -> Result<serde_json::Value, String> {
+        let answer = web::ask(&self.place.namespace, self.metrics_address(), "/debug/config")?;
+        serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
     }
 
     /// Where it runs.
@@ -159,11 +165,7 @@ impl Control {
 
     /// What it has logged.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.join("control.log")
+        self.daemon.log()
     }
 }
 

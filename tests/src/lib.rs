@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod client;
 pub mod control;
 pub mod conversation;
+mod daemon;
 pub mod dial;
 mod eventually;
 pub mod forge;

@@ -4,7 +4,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Output,
-    sync::Mutex,
     time::Duration,
 };
 
@@ -14,10 +13,11 @@ use crate::{
     addresses::Pair,
     admin::Admin,
     cgroup::Cgroup,
-    eventually::{LIMIT, eventually},
+    daemon::Daemon,
+    eventually::eventually,
     link::Link,
     namespace::Namespace,
-    process::{Place, Process, binary},
+    process::{Place, binary, printed},
     slot::Slot,
     web::{self, Metrics},
 };
@@ -35,7 +35,7 @@ pub struct Node {
     system: Place,
     directory: PathBuf,
     arguments: Vec<String>,
-    agent: Mutex<Option<Process>>,
+    daemon: Daemon,
 }
 
 impl Node {
@@ -53,17 +53,8 @@ impl Node {
         let directory = slot.directory().join(name);
         std::fs::create_dir_all(directory.join("bpf")).expect("a directory for the node");
         let arguments = Vec::new();
-        Self {
-            name: name.to_owned(),
-            number,
-            addresses,
-            cgroup,
-            agent_place,
-            system,
-            directory,
-            arguments,
-            agent: Mutex::default(),
-        }
+        let daemon = Daemon::new(format!("the agent of {name}"), directory.join("agent.log"));
+        Self { name: name.to_owned(), number, addresses, cgroup, agent_place, system, directory, arguments, daemon }
     }
 
     /// Settles with which arguments the agent is started, every time.
@@ -122,7 +113,7 @@ impl Node {
     pub fn start_agent(&self) {
         let mut words = vec![binary("mesh-agent").display().to_string(), "run".to_owned()];
         words.extend_from_slice(&self.arguments);
-        *self.lock() = Some(self.agent_place.start(&words, &self.log_path()));
+        self.daemon.start(&self.agent_place, &words);
     }
 
     /// Waits until the agent says that it is ready.
@@ -130,53 +121,37 @@ impl Node {
     /// # Panics
     /// When it ends, or is not ready in time.
     pub fn is_ready(&self) {
-        eventually(&format!("the agent of {} is ready", self.name), LIMIT, || {
-            if let Some(status) = self.lock().as_mut().expect("an agent was started").ended() {
-                panic!("the agent of {} ended, {status}:\n{}", self.name, self.agent_log());
-            }
-            match self.ask(READY_PORT, "/healthz/ready")? {
-                answer if answer.status == 200 => Ok(()),
-                answer => Err(format!("{} {}", answer.status, answer.body)),
-            }
-        });
+        self.daemon.is_ready(&self.system.namespace, local(READY_PORT));
     }
 
     /// Kills the agent as a crash would.
     pub fn kill_agent(&self) {
-        self.lock().as_mut().expect("an agent was started").kill();
+        self.daemon.kill();
     }
 
     /// Asks the agent to end and waits for it.
     pub fn stop_agent(&self) {
-        self.lock().as_mut().expect("an agent was started").stop();
+        self.daemon.stop();
     }
 
     /// Stops the agent in its tracks (SIGSTOP): it holds its sockets and does nothing.
     pub fn hang_agent(&self) {
-        self.lock().as_ref().expect("an agent was started").signal(Signal::STOP);
+        self.daemon.signal(Signal::STOP);
     }
 
     /// Lets a hung agent go on.
     pub fn resume_agent(&self) {
-        self.lock().as_ref().expect("an agent was started").signal(Signal::CONT);
+        self.daemon.signal(Signal::CONT);
     }
 
     /// The agent's process number.
     pub fn agent_id(&self) -> u32 {
-        self.lock().as_ref().expect("an agent was started").id()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
-        self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.daemon.id()
     }
 
     /// Everything the agents of this node have logged.
     pub fn agent_log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.join("agent.log")
+        self.daemon.log()
     }
 
     /// The access-log lines so far.
@@ -186,16 +161,13 @@ impl Node {
         values.filter(|value| value["source_identity"].is_string() || value["duration_ms"].is_number()).collect()
     }
 
-    fn ask(&self, port: u16, path: &str) -> Result<web::Answer, String> {
-        web::ask(&self.system.namespace, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), path)
-    }
-
     /// The agent's metrics.
     ///
     /// # Panics
     /// When it does not serve them.
     pub fn metrics(&self) -> Metrics {
-        Metrics::parse(&self.ask(METRICS_PORT, "/metrics").expect("the agent serves metrics").body)
+        let answer = web::ask(&self.system.namespace, local(METRICS_PORT), "/metrics");
+        Metrics::parse(&answer.expect("the agent serves metrics").body)
     }
 
     /// Waits until the series with `labels` add up to `count`.
@@ -223,6 +195,16 @@ impl Node {
         self.system.run(&line)
     }
 
+    /// What `meshctl -o json` answers.
+    ///
+    /// # Panics
+    /// When it fails, or prints something else than JSON.
+    #[track_caller]
+    pub fn meshctl_json(&self, words: &[&str]) -> serde_json::Value {
+        let text = printed(&self.meshctl(&[&["-o", "json"], words].concat()));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("not JSON: {error}: {text}"))
+    }
+
     /// Runs `mesh-agent detach` for this node.
     pub fn detach(&self) -> Output {
         let program = binary("mesh-agent").display().to_string();
@@ -232,4 +214,8 @@ impl Node {
         line.extend(pairs.flatten().cloned());
         self.system.run(&line)
     }
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }

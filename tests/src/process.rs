@@ -78,6 +78,17 @@ impl Place {
     }
 }
 
+/// What a program printed that ended well.
+///
+/// # Panics
+/// When it did not.
+#[track_caller]
+pub fn printed(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
 /// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Process {

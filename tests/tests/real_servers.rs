@@ -2,22 +2,16 @@
 //! is what they would log without a mesh, and meanwhile a
 //! capture of the link sees nothing but tunnels.
 
-use std::{fs, path::Path, process::Output, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
-use mesh_tests::{App, LIMIT, Mesh, eventually, process::Process, protocol::End};
+use mesh_tests::{
+    App, LIMIT, Mesh, eventually,
+    process::{Process, printed},
+    protocol::End,
+};
 
 /// A caller, and where the server under test runs: its own node, and the other.
 const PLACES: [(&str, &str); 2] = [("near", "node-a"), ("far", "node-b")];
-
-fn text(output: &Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Starts a server and waits until its pod can connect to it on loopback, then waits for the mesh.
 fn serve(mesh: &Mesh, app: &App, port: u16, words: &[&str]) -> Process {
@@ -71,10 +65,10 @@ fn nginx_serves_a_big_file_takes_an_upload_and_keeps_connections_alive() {
         for host in [app.v4().to_string(), format!("[{}]", app.v6())] {
             let url = format!("http://{host}:8080");
             let get = ["curl", "-sSf", "--globoff", "-o", &back, "-w", "%{remote_ip}", &format!("{url}/big")];
-            assert_eq!(text(&web.run(&get)), host.trim_matches(['[', ']']));
+            assert_eq!(printed(&web.run(&get)), host.trim_matches(['[', ']']));
             assert!(fs::read(&back).expect("curl wrote it") == bytes, "the download differs");
 
-            text(&web.run(&["curl", "-sSf", "--globoff", "-T", &source, &format!("{url}/upload/{}", host.len())]));
+            printed(&web.run(&["curl", "-sSf", "--globoff", "-T", &source, &format!("{url}/upload/{}", host.len())]));
             let uploaded = fs::read(app.file("www").join(format!("upload/{}", host.len()))).expect("nginx wrote it");
             assert!(uploaded == bytes, "the upload differs");
         }
@@ -82,14 +76,14 @@ fn nginx_serves_a_big_file_takes_an_upload_and_keeps_connections_alive() {
         let service = mesh.service(&format!("{name}-www")).port(80, 8080).selecting("app", name);
         let get = ["curl", "-sSf", "-o", &back, "-w", "%{remote_ip}:%{remote_port}"];
         let dialled = service.at(80).to_string();
-        assert_eq!(text(&web.run(&[&get[..], &[&format!("http://{dialled}/big")]].concat())), dialled);
+        assert_eq!(printed(&web.run(&[&get[..], &[&format!("http://{dialled}/big")]].concat())), dialled);
         assert!(fs::read(&back).expect("curl wrote it") == bytes, "the download by the service differs");
 
         let url = format!("http://{}:8080/big", app.v4());
         let range = ["-r", "0-9", "-o", "/dev/null"];
         let mut words = vec!["curl", "-sSf", "-w", "%{num_connects}\n"];
         words.extend([&range[..], &[&url], &range, &[&url], &range, &[&url]].concat());
-        assert_eq!(text(&web.run(&words)), "1\n0\n0\n", "three requests on one connection");
+        assert_eq!(printed(&web.run(&words)), "1\n0\n0\n", "three requests on one connection");
 
         let log = fs::read_to_string(app.file("access.log")).expect("nginx's log");
         let [v4, v6] = web.addresses().map(|address| address.to_string());
@@ -113,10 +107,10 @@ fn redis_answers_pipelines_and_pushes_messages() {
         let words = ["redis-server", "--port", "6379", "--bind", "*", "-::*", "--save", "", "--protected-mode", "no"];
         let server = serve(&mesh, &app, 6379, &[&words[..], &["--loglevel", "verbose"]].concat());
         let host = app.v4().to_string();
-        let ask = |words: &[&str]| text(&web.run(&[&["redis-cli", "-h", &host], words].concat()));
+        let ask = |words: &[&str]| printed(&web.run(&[&["redis-cli", "-h", &host], words].concat()));
 
         let benchmark = ["redis-benchmark", "-h", &host, "-n", "20000", "-P", "32", "-c", "8", "-q", "-t", "set,incr"];
-        text(&web.run(&benchmark));
+        printed(&web.run(&benchmark));
         assert_eq!(ask(&["get", "counter:__rand_int__"]).trim(), "20000", "every pipelined INCR was executed once");
 
         let subscriber = web.start(&["redis-cli", "-h", &host, "subscribe", "news"], &format!("{name}-subscriber.log"));
@@ -147,7 +141,7 @@ fn sshd(mesh: &Mesh, app: &App, authorized: &str) -> Process {
     // Debian's sshd wants this directory for its unprivileged half.
     fs::create_dir_all("/run/sshd").expect("root can make it");
     let host_key = app.file("hostkey").display().to_string();
-    text(&app.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &host_key]));
+    printed(&app.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &host_key]));
     let keys = format!("AuthorizedKeysFile={authorized}");
     let mut words = vec!["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", "22", "-h", &host_key];
     for option in ["PidFile=none", "UsePAM=no", "LogLevel=VERBOSE", "StrictModes=no", "PermitRootLogin=yes", &keys] {
@@ -163,7 +157,7 @@ fn a_secure_shell_server_speaks_first_and_a_session_carries_what_is_piped_throug
     let capture = mesh.link().capture(&[]);
     let shown = |path: std::path::PathBuf| path.display().to_string();
     let (key, sent, back) = (shown(web.file("key")), shown(web.file("sent")), shown(web.file("back")));
-    text(&web.place().run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]));
+    printed(&web.place().run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]));
     let mut bytes = vec![0; 8 << 20];
     fastrand::Rng::with_seed(2).fill(&mut bytes);
     fs::write(&sent, &bytes).expect("the slot's tmpfs has room");
@@ -181,13 +175,13 @@ fn a_secure_shell_server_speaks_first_and_a_session_carries_what_is_piped_throug
             let options = format!(
                 "-F /dev/null -i {key} -o UserKnownHostsFile={known} -o StrictHostKeyChecking=yes -o BatchMode=yes"
             );
-            let ends = text(&web.run(&["sh", "-c", &format!("ssh {options} root@{host} 'echo $SSH_CONNECTION'")]));
+            let ends = printed(&web.run(&["sh", "-c", &format!("ssh {options} root@{host} 'echo $SSH_CONNECTION'")]));
             let ends: Vec<&str> = ends.trim().split(' ').collect();
             let own = web.addresses().into_iter().find(|own| own.is_ipv4() == address.is_ipv4());
             let own = own.expect("one of each family").to_string();
             assert_eq!((ends[0], ends[2], ends[3]), (own.as_str(), host.as_str(), "22"), "{ends:?}");
 
-            text(&web.run(&["sh", "-c", &format!("ssh {options} root@{host} cat < {sent} > {back}")]));
+            printed(&web.run(&["sh", "-c", &format!("ssh {options} root@{host} cat < {sent} > {back}")]));
             assert!(fs::read(&back).expect("ssh wrote it") == bytes, "what came back differs");
             let seen = format!("Accepted publickey for root from {own} port");
             assert!(server.log().contains(&seen), "sshd saw {}", server.log());
@@ -218,7 +212,7 @@ fn iperf3_measures_both_ways() {
             let mut words =
                 vec!["iperf3", "-J", "--get-server-output", "-c", &host, "-n", "200M", "-P", "2", "-b", rate];
             words.extend(is_reverse.then_some("-R"));
-            let client: serde_json::Value = serde_json::from_str(&text(&web.run(&words))).expect("iperf3 -J");
+            let client: serde_json::Value = serde_json::from_str(&printed(&web.run(&words))).expect("iperf3 -J");
             let server = &client["server_output_json"];
             let (sent, received) = (counted(&client, "sum_sent"), counted(&client, "sum_received"));
             // Of each of the two the client has one from the server; the server's own account of it is the same.

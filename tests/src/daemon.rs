@@ -1,0 +1,77 @@
+//! A daemon of the product as a mesh runs it: started, asked whether it is ready, killed, started again; its log goes on.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitStatus,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    eventually::{LIMIT, eventually},
+    namespace::Namespace,
+    process::{Place, Process},
+    web,
+};
+
+/// A daemon, running or not.
+pub(crate) struct Daemon {
+    name: String,
+    log: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+impl Daemon {
+    pub(crate) fn new(name: impl Into<String>, log: PathBuf) -> Self {
+        Self { name: name.into(), log, process: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, ask: impl FnOnce(&mut Process) -> T) -> T {
+        ask(self.lock().as_mut().unwrap_or_else(|| panic!("{} was not started", self.name)))
+    }
+
+    /// Starts it without waiting for anything.
+    pub(crate) fn start(&self, place: &Place, words: &[String]) {
+        *self.lock() = Some(place.start(words, &self.log));
+    }
+
+    /// Waits until its readiness page says so.
+    pub(crate) fn is_ready(&self, namespace: &Namespace, address: SocketAddr) {
+        eventually(&format!("{} is ready", self.name), LIMIT, || {
+            if let Some(status) = self.with(Process::ended) {
+                panic!("{} ended, {status}:\n{}", self.name, self.log());
+            }
+            match web::ask(namespace, address, "/healthz/ready")? {
+                answer if answer.status == 200 => Ok(()),
+                answer => Err(format!("{} {}", answer.status, answer.body)),
+            }
+        });
+    }
+
+    pub(crate) fn kill(&self) {
+        self.with(Process::kill);
+    }
+
+    pub(crate) fn stop(&self) -> ExitStatus {
+        self.with(Process::stop)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.with(|process| process.signal(signal));
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.with(|process| process.id())
+    }
+
+    /// All that it has logged, over restarts.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
