@@ -4,13 +4,12 @@
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
 };
 
 use mesh_api::proto::admin::SocketRow;
 
 use crate::{
-    enrol::{Pod, PodTable},
+    enrol::PodTable,
     kernel::{Direction, FlowFlags, FlowRow, KernelError, diag},
     path::{ConnectionSnapshot, origin::canonical},
     steer::witness,
@@ -107,7 +106,7 @@ impl<'a> KernelSide<'a> {
 fn proxied(snapshot: &ConnectionSnapshot, pods: &PodTable, kernel: &KernelSide<'_>) -> Vec<SocketRow> {
     let ConnectionSnapshot { pod, record, .. } = snapshot;
     let (source, destination) = (record.source.address, record.destination.address);
-    let mut own = describe(record, pod);
+    let mut own = row(record);
     let flow = match (record.direction, source, destination) {
         ("outbound", Some(source), _) => kernel.outbound.get(&(pod.id, source)),
         (_, Some(source), Some(destination)) => kernel.inbound.get(&(pod.id, source, destination)),
@@ -121,8 +120,7 @@ fn proxied(snapshot: &ConnectionSnapshot, pods: &PodTable, kernel: &KernelSide<'
         (record.direction, record.path, source, destination)
         && let Some(other) = pods.by_address.get(&destination.ip())
     {
-        let arrived = ConnectionRecord { direction: "inbound", ..record.clone() };
-        let mut row = describe(&arrived, other);
+        let mut row = row(&ConnectionRecord { pod: other.full_name(), direction: "inbound", ..record.clone() });
         if let Some(flow) = kernel.inbound.get(&(other.id, source, destination)) {
             kernel.join(&mut row, other.id, flow.socket);
         }
@@ -137,14 +135,26 @@ fn direct(node: &Node, pods: &PodTable, flows: &[FlowRow], kernel: &KernelSide<'
     // Those from before enrolment are listed with the rest of their kind.
     let others = [FlowFlags::AGENT, FlowFlags::BEFORE_ENROLMENT];
     let without_agent = flows.iter().filter(|row| !others.iter().any(|other| row.flow.flags().has(*other)));
-    let rows = without_agent.filter_map(|flow| {
-        let witness = witness::tell(&view, pods, &flow.flow, now_ns)?;
-        let mut row = describe(&witness.record, &witness.own);
-        kernel.join(&mut row, witness.own.id, flow.socket);
-        if let Some(socket) = kernel.socket(witness.own.id, flow.socket) {
+    let told = without_agent.filter_map(|row| Some((witness::tell(&view, pods, &row.flow, now_ns)?, row.socket)));
+    let told: Vec<_> = told.collect();
+    let ends = |caller: u32, record: &ConnectionRecord| (caller, record.source.address, record.destination.address);
+    let calls = told.iter().filter(|(witness, _)| witness.record.direction == "outbound");
+    let calls: HashMap<_, _> =
+        calls.map(|(witness, _)| (ends(witness.own.id, &witness.record), &witness.record)).collect();
+    let rows = told.iter().map(|(witness, cookie)| {
+        let mut row = row(&witness.record);
+        // Only the caller's end knows what was dialled when that was a service.
+        if let Some(caller) = &witness.other
+            && let Some(call) = calls.get(&ends(caller.id, &witness.record))
+        {
+            let call = self::row(call);
+            (row.original_destination, row.service) = (call.original_destination, call.service);
+        }
+        kernel.join(&mut row, witness.own.id, *cookie);
+        if let Some(socket) = kernel.socket(witness.own.id, *cookie) {
             (row.bytes_sent, row.bytes_received) = (socket.bytes_sent, socket.bytes_received);
         }
-        Some(row)
+        row
     });
     rows.collect()
 }
@@ -158,7 +168,7 @@ fn older(node: &Node, pods: &PodTable, kernel: &KernelSide<'_>) -> Vec<SocketRow
         let listening: HashSet<u16> =
             sockets.values().filter(|socket| socket.state == TCP_LISTEN).map(|socket| socket.local.port()).collect();
         for socket in cookies.iter().filter_map(|cookie| sockets.get(cookie)) {
-            let mut row = SocketRow { pod: name(pod), path: "before_enrolment".into(), ..SocketRow::default() };
+            let mut row = SocketRow { pod: pod.full_name(), path: "before_enrolment".into(), ..SocketRow::default() };
             row.reason = "before_enrolment".into();
             row.connection_security_policy = "none".into();
             let is_inbound = listening.contains(&socket.local.port());
@@ -177,9 +187,7 @@ fn older(node: &Node, pods: &PodTable, kernel: &KernelSide<'_>) -> Vec<SocketRow
 
 /// One that was refused lately, by the kernel or by the agent; it has no socket any more.
 fn refused(record: &ConnectionRecord) -> SocketRow {
-    let end = if record.direction == "outbound" { &record.source } else { &record.destination };
-    let pod = end.workload.as_ref().map(|workload| format!("{}/{}", workload.namespace, workload.name));
-    let mut row = SocketRow { pod: pod.unwrap_or_default(), ..fill(record) };
+    let mut row = row(record);
     row.age_ms = record.started.elapsed().map_or(0, |age| age.as_millis() as u64);
     let reason = match record.verdict {
         Some(verdict) if !verdict.is_allowed() => verdict.label(),
@@ -188,11 +196,7 @@ fn refused(record: &ConnectionRecord) -> SocketRow {
     SocketRow { path: "denied".into(), reason: reason.into(), ..row }
 }
 
-fn describe(record: &ConnectionRecord, pod: &Arc<Pod>) -> SocketRow {
-    SocketRow { pod: name(pod), ..fill(record) }
-}
-
-fn fill(record: &ConnectionRecord) -> SocketRow {
+fn row(record: &ConnectionRecord) -> SocketRow {
     let address = |address: Option<SocketAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let identity = |party: &Party| party.identity.as_ref().map(ToString::to_string).unwrap_or_default();
     let service = record.service.as_ref();
@@ -202,6 +206,7 @@ fn fill(record: &ConnectionRecord) -> SocketRow {
         _ => (record.to_source, record.to_destination),
     };
     SocketRow {
+        pod: record.pod.clone(),
         direction: record.direction.into(),
         path: record.path.into(),
         source: address(record.source.address),
@@ -225,10 +230,6 @@ fn fill(record: &ConnectionRecord) -> SocketRow {
 fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-fn name(pod: &Pod) -> String {
-    format!("{}/{}", pod.namespace, pod.name)
 }
 
 #[cfg(test)]
@@ -271,7 +272,7 @@ mod tests {
     }
 
     fn record(direction: &'static str) -> ConnectionRecord {
-        let mut record = ConnectionRecord::new(direction);
+        let mut record = ConnectionRecord { pod: "default/web".into(), ..ConnectionRecord::new(direction) };
         record.source.address = Some(at(CLIENT));
         record.destination.address = Some(at(SERVER));
         record.original_destination = Some(at("10.96.0.1:80"));

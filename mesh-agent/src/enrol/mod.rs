@@ -79,6 +79,11 @@ pub struct PodTable {
 pub type SharedPods = Arc<ArcSwap<PodTable>>;
 
 impl Pod {
+    /// `namespace/name`
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
     /// The workload that the View has for this pod: the same address, namespace, name and service account. `None`: the
     /// pod is *pending*.
     pub fn workload<'a>(&self, view: &'a View) -> Option<&'a Arc<Workload>> {

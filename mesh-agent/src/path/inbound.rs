@@ -37,12 +37,17 @@ struct Tunnel {
 /// A tunnel from its first byte to its last; each request in it is a connection of its own.
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
     let remote = origin::canonical(accepted.peer);
+    let failed = || Outcome::open(&worker, &pod.pod, Direction::Inbound, remote);
+    let local = match accepted.socket.local_addr() {
+        Ok(local) => origin::canonical(local),
+        Err(error) => return failed().close(Err(ServerError::Tls(error).into())),
+    };
     let handshake = tokio::select! {
         handshake = admit(&worker, &pod, accepted) => handshake,
         () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
     };
     match handshake {
-        Ok((server, local)) => {
+        Ok(server) => {
             let _place = pod.tunnels.clone();
             let tunnel = Rc::new(Tunnel { local, remote, peer: server.peer.clone() });
             let (requests, drain) = (pod.drain.clone(), pod.drain.clone());
@@ -51,12 +56,16 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
             };
             server.run(&drain, take).await;
         }
-        Err(failure) => Outcome::open(&worker, &pod.pod, Direction::Inbound, remote).close(Err(failure)),
+        Err(failure) => {
+            let outcome = failed();
+            outcome.dialled(local);
+            outcome.close(Err(failure));
+        }
     }
 }
 
 /// Handshakes, if the pod has a place for it and for the tunnel.
-async fn admit(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Server, SocketAddr), Failure> {
+async fn admit(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<Server, Failure> {
     let has_place = |taken: &Rc<()>, limit| Rc::strong_count(taken) <= limit;
     if !has_place(&pod.handshakes, hbone::HANDSHAKES) {
         return Err(Failure::Crowded("too many handshakes under way"));
@@ -68,9 +77,8 @@ async fn admit(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Se
     handshake(worker, pod, accepted).await
 }
 
-async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<(Server, SocketAddr), Failure> {
+async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<Server, Failure> {
     let view = worker.view().ok_or(Failure::Starting)?;
-    let local = accepted.socket.local_addr().map_err(ServerError::Tls)?;
     let identity = origin::pod_identity(&pod.pod, &view.mesh).map_err(origin::OriginError::Identity)?;
     let missing = |error| Failure::Tunnel(ServerError::Tls(std::io::Error::other(error)));
     let credentials = worker.credentials(&identity).await.map_err(missing)?;
@@ -79,7 +87,7 @@ async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result
     let remote = origin::canonical(accepted.peer).ip();
     // An address that was given to another pod a moment ago: the View is waited for.
     worker.hold(|| is_at_its_own(worker, &server.peer, remote), |_| true).await?;
-    Ok((server, origin::canonical(local)))
+    Ok(server)
 }
 
 /// A stolen certificate is of no use from the address of another workload.
@@ -125,7 +133,7 @@ async fn reach(
     incoming: &Incoming,
     outcome: &Outcome,
 ) -> Result<(Upstream, Option<http::HeaderValue>), Failure> {
-    let origin = request_origin(tunnel, incoming)?;
+    let origin = request_origin(tunnel, incoming).inspect_err(|_| outcome.dialled(tunnel.local))?;
     let view = worker.view().ok_or(Failure::Starting)?;
     outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, incoming));
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;

@@ -30,8 +30,9 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
 }
 
 async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: &Outcome) -> Result<(), Failure> {
-    let view = worker.view().ok_or(Failure::Starting)?;
     let dialled = worker.context.steering.origin(&accepted.socket)?;
+    outcome.dialled(origin::canonical(dialled.destination));
+    let view = worker.view().ok_or(Failure::Starting)?;
     let origin = origin::outbound(&pod.pod, &view.mesh, accepted.peer, dialled)?;
     outcome.origin(&origin, source(&view, pod, &origin));
     let mut tried = Vec::new();

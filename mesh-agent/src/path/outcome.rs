@@ -41,9 +41,20 @@ impl Outcome {
             Direction::Outbound => "outbound",
             Direction::Inbound => "inbound",
         };
-        let mut record = ConnectionRecord::new(label);
+        let mut record = ConnectionRecord { pod: pod.full_name(), ..ConnectionRecord::new(label) };
         record.source.address = Some(peer);
         Self { live: worker.live.insert(pod.clone(), record), worker: worker.clone(), direction, is_closed: false }
+    }
+
+    /// What was dialled: all that is known of a connection that fails before it says more.
+    pub fn dialled(&self, destination: SocketAddr) {
+        let mut record = self.live.record.borrow_mut();
+        record.original_destination = Some(destination);
+        if self.direction == Direction::Inbound {
+            record.destination.address = Some(destination);
+            let view = self.worker.view();
+            record.destination.workload = view.and_then(|view| self.live.pod.workload(&view).cloned());
+        }
     }
 
     /// Where it comes from and wants to go.
@@ -57,6 +68,7 @@ impl Outcome {
     pub fn tunnelled(&self, peer: &Peer) {
         let mut record = self.live.record.borrow_mut();
         (record.path, record.security, record.cipher) = ("hbone", Security::MutualTls, peer.cipher);
+        record.source.identity = Some(peer.identity.clone());
     }
 
     /// It came in the clear, and is not refused for that.

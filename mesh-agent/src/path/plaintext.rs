@@ -24,6 +24,7 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
 
 async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: &Outcome) -> Result<(), Failure> {
     let local = accepted.socket.local_addr().map_err(CopyError::Downstream)?;
+    outcome.dialled(origin::canonical(local));
     let origin = origin::plaintext(accepted.peer, local)?;
     outcome.origin(&origin, Party { address: Some(origin.source_address), ..Party::default() });
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;

@@ -40,6 +40,7 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
     let is_proved = !flow.flags().has(FlowFlags::BEFORE_ENROLMENT);
     let other = pods.by_address.get(&far.ip()).filter(|_| is_proved);
     let mut record = ConnectionRecord::new(if is_outbound { "outbound" } else { "inbound" });
+    record.pod = own.full_name();
     let (here, there) = (party(view, Some(own), local), party(view, other, far));
     (record.source, record.destination) = if is_outbound { (here, there) } else { (there, here) };
     record.original_destination = Some(if is_outbound { original } else { local });

@@ -15,6 +15,8 @@ use crate::{
 /// One connection as one end on this node sees it.
 #[derive(Debug, Clone)]
 pub struct ConnectionRecord {
+    /// The pod of this node that it belongs to, `namespace/name`: known from the first moment, whatever else is not.
+    pub pod: String,
     /// `outbound` or `inbound`, seen from the pod of this node.
     pub direction: &'static str,
     /// `hbone`, `node_local`, `self`, `passthrough`, `plaintext`; empty while not known.
@@ -57,6 +59,7 @@ impl ConnectionRecord {
     /// One of which nothing is known but the direction.
     pub fn new(direction: &'static str) -> Self {
         Self {
+            pod: String::new(),
             direction,
             path: "",
             plaintext_reason: "",

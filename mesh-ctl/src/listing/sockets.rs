@@ -32,8 +32,8 @@ pub const SOCKETS: &[Column<SocketRow>] = &[
     always("CIPHER", "cipher", "TLS cipher suite; - when not encrypted", |r| Cell::text(&r.cipher)),
     always("POLICY", "policy", "namespace/name that decided; - when no policy selects it", |r| Cell::text(&r.policy)),
     wide("REASON", "reason", "why in the clear, or why denied", |r| Cell::text(&r.reason)),
-    always("SENT", "bytes_sent", "bytes from the caller to the called", |r| Cell::Bytes(r.bytes_sent)),
-    always("RECEIVED", "bytes_received", "bytes from the called to the caller", |r| Cell::Bytes(r.bytes_received)),
+    always("SENT", "bytes_sent", "bytes that POD has sent", |r| Cell::Bytes(r.bytes_sent)),
+    always("RECEIVED", "bytes_received", "bytes that POD has received", |r| Cell::Bytes(r.bytes_received)),
     always("RTT", "rtt_us", "smoothed round trip (JSON: microseconds); - (JSON: 0) when not measured", |r| {
         Cell::Microseconds(r.rtt_us.into())
     }),
