@@ -63,6 +63,21 @@ impl Authority {
         Self { issuer: Issuer::new(parameters, key), certificate }
     }
 
+    /// A root that ran out an hour ago, in PEM.
+    ///
+    /// # Panics
+    /// Never: our own parameters.
+    pub fn expired_root() -> String {
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let hour = Duration::from_secs(3600);
+        let now = std::time::SystemTime::now();
+        (parameters.not_before, parameters.not_after) = ((now - 2 * hour).into(), (now - hour).into());
+        let key = KeyPair::generate().expect("a key");
+        parameters.self_signed(&key).expect("a certificate").pem()
+    }
+
     /// Signs for `identity`, valid from `from` seconds from now for `lifetime`.
     ///
     /// # Panics

@@ -110,38 +110,3 @@ fn every_connection_leaves_one_line_and_the_same_metrics_at_both_ends() {
         });
     }
 }
-
-/// The row of `check` with this name.
-fn checked(node: &Node, name: &str) -> Result<(String, String), String> {
-    let rows = node.admin().check().map_err(|status| status.to_string())?;
-    let row = rows.iter().find(|row| row.name == name).ok_or_else(|| format!("no {name} in {rows:?}"))?;
-    Ok((row.result.clone(), row.remedy.clone()))
-}
-
-#[test]
-fn check_says_what_is_wrong_with_hooks_and_with_connections_older_than_the_mesh() {
-    let mesh = Mesh::new();
-    mesh.lets_some_pass_in_the_clear();
-    let far = mesh.app("far").on("node-b").echoing_on(80);
-    let web = mesh.app("web").late().on("node-a");
-    let older = web.opens(far.at(80));
-    older.still_works();
-    let node = mesh.node("node-a");
-    for name in ["before_enrolment", "links"] {
-        assert_eq!(checked(node, name).map(|(result, _)| result).as_deref(), Ok("ok"), "{name}");
-    }
-
-    node.admin().enrol(web.enrolment()).expect("a running pod can be enrolled");
-    let pins = std::fs::read_dir(node.directory().join("bpf/v1/links"));
-    let pins: Vec<_> = pins.expect("pins of the agent").flatten().map(|entry| entry.path()).collect();
-    let link = pins.iter().find(|path| path.to_string_lossy().ends_with("connect4")).expect("a pinned link");
-    let detach = node.system().run(&["bpftool", "link", "detach", "pinned", &link.display().to_string()]);
-    printed(&detach);
-
-    for name in ["before_enrolment", "links"] {
-        eventually(&format!("{name} is not ok any more"), LIMIT, || match checked(node, name)? {
-            (result, remedy) if result != "ok" && !remedy.is_empty() => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
-    }
-}

@@ -7,8 +7,9 @@ use mesh_api::proto::admin::CheckRow;
 use mesh_common::{HEARTBEAT_MAX_AGE_NS, PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 
 use crate::{
-    certificates::CertificateFacts,
-    enrol::Pod,
+    certificates::{CertificateFacts, Wallet},
+    control::TypeStatus,
+    enrol::count_open,
     kernel::{Fact, FactResult, MapFill, diag, precheck},
 };
 
@@ -28,24 +29,30 @@ const TCP_LISTEN: u8 = 10;
 /// All lines, kernel first.
 pub(super) fn all(node: &Node) -> Vec<CheckRow> {
     let settings = &node.config.kernel;
-    let facts = precheck(&settings.cgroup_root, &settings.bpffs).into_iter().chain(node.kernel.facts());
+    let facts = precheck(&settings.cgroup_root, &settings.bpffs).into_iter();
+    let facts = facts.chain([node.kernel.links_fact(), neighbours(node)]);
     let mut rows: Vec<CheckRow> = facts.map(from_fact).collect();
     rows.extend([
         maps(node),
         descriptors(node.workers.len()),
         workers(node),
         control(node),
-        resources(node),
+        resources(&node.control.load().types),
         view(node),
         trust(node),
         certificates(node),
-        clock(node),
+        clock(&node.wallet.load(), SystemTime::now()),
         pods(node),
         listeners(node),
         older(node),
         super::rights::row(&node.pods.load()),
     ]);
     rows
+}
+
+fn neighbours(node: &Node) -> Fact {
+    let pods = node.pods.load();
+    node.kernel.neighbours_fact(pods.by_uid.values().map(|pod| pod.cgroup_path.as_path()))
 }
 
 fn from_fact(fact: Fact) -> CheckRow {
@@ -105,9 +112,8 @@ fn descriptors(workers: usize) -> CheckRow {
 
 fn workers(node: &Node) -> CheckRow {
     let alive = node.workers.iter().filter(|worker| worker.is_alive()).count();
-    if alive < node.workers.len() {
-        let text = format!("{alive} of {} worker threads run", node.workers.len());
-        return failed("workers", text, "restart the agent and report its log");
+    if let Some(lost) = lost(alive, node.workers.len()) {
+        return lost;
     }
     let beat = node.kernel.heartbeat_ages().unwrap_or_default();
     let limit = Duration::from_nanos(HEARTBEAT_MAX_AGE_NS);
@@ -127,6 +133,11 @@ fn workers(node: &Node) -> CheckRow {
     }
 }
 
+fn lost(alive: usize, workers: usize) -> Option<CheckRow> {
+    let text = format!("{alive} of {workers} worker threads run");
+    (alive < workers).then(|| failed("workers", text, "restart the agent and report its log"))
+}
+
 fn control(node: &Node) -> CheckRow {
     let (status, address) = (node.control.load(), &node.config.control.uri);
     match status.is_connected {
@@ -139,10 +150,8 @@ fn control(node: &Node) -> CheckRow {
     }
 }
 
-fn resources(node: &Node) -> CheckRow {
-    let status = node.control.load();
-    let refused: Vec<&str> =
-        status.types.iter().map(|kind| kind.nack.as_str()).filter(|nack| !nack.is_empty()).collect();
+fn resources(types: &[TypeStatus]) -> CheckRow {
+    let refused: Vec<&str> = types.iter().map(|kind| kind.nack.as_str()).filter(|nack| !nack.is_empty()).collect();
     match refused.is_empty() {
         true => ok("resources", "everything that control sent was taken"),
         false => failed("resources", refused.join("; "), "mend the named objects; their last good form is in force"),
@@ -196,8 +205,7 @@ fn certificates(node: &Node) -> CheckRow {
 }
 
 /// Certificates are valid from a minute before their issue: one that is not valid yet means that clocks differ.
-fn clock(node: &Node) -> CheckRow {
-    let (wallet, now) = (node.wallet.load(), SystemTime::now());
+fn clock(wallet: &Wallet, now: SystemTime) -> CheckRow {
     let early = wallet.certificates.values().find(|held| held.not_before > now);
     match early {
         None => ok("clock", "no certificate is from the future"),
@@ -212,7 +220,7 @@ fn clock(node: &Node) -> CheckRow {
 fn pods(node: &Node) -> CheckRow {
     let (pods, view) = (node.pods.load(), node.view.load_full().unwrap_or_default());
     let pending: Vec<String> =
-        pods.by_uid.values().filter(|pod| pod.workload(&view).is_none()).map(|pod| name(pod)).collect();
+        pods.by_uid.values().filter(|pod| pod.workload(&view).is_none()).map(|pod| pod.full_name()).collect();
     match pending.is_empty() {
         true => ok("pods", format!("{} enrolled", pods.by_uid.len())),
         false => warning(
@@ -231,7 +239,7 @@ fn listeners(node: &Node) -> CheckRow {
         let sockets = match diag::sockets(&pod.network_namespace) {
             Ok(sockets) => sockets,
             Err(error) => {
-                wrong.push(format!("{}: {error}", name(pod)));
+                wrong.push(format!("{}: {error}", pod.full_name()));
                 continue;
             }
         };
@@ -244,7 +252,7 @@ fn listeners(node: &Node) -> CheckRow {
                 if count != node.workers.len() {
                     wrong.push(format!(
                         "{}: {count} of {} listeners on {address}:{port}",
-                        name(pod),
+                        pod.full_name(),
                         node.workers.len()
                     ));
                 }
@@ -260,10 +268,12 @@ fn listeners(node: &Node) -> CheckRow {
 
 fn older(node: &Node) -> CheckRow {
     let (older, pods) = (node.older.load(), node.pods.load());
-    let named: Vec<String> = older
-        .iter()
-        .filter_map(|(uid, cookies)| Some(format!("{}: {}", name(pods.by_uid.get(uid)?), cookies.len())))
-        .collect();
+    let open = older.iter().filter_map(|(uid, cookies)| {
+        let pod = pods.by_uid.get(uid)?;
+        Some((pod, count_open(pod, cookies)))
+    });
+    let named: Vec<String> =
+        open.filter(|(_, count)| *count > 0).map(|(pod, count)| format!("{}: {count}", pod.full_name())).collect();
     match named.is_empty() {
         true => ok("before_enrolment", "no connection is older than its pod's enrolment"),
         false => warning(
@@ -274,13 +284,10 @@ fn older(node: &Node) -> CheckRow {
     }
 }
 
-pub(super) fn name(pod: &Pod) -> String {
-    format!("{}/{}", pod.namespace, pod.name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proving::{Authority, identity};
 
     fn result(row: &CheckRow) -> (&str, &str) {
         (&row.name, &row.result)
@@ -304,5 +311,31 @@ mod tests {
         let full = descriptors(usize::try_from(limit).unwrap());
         assert_eq!(result(&full), ("descriptors", "failed"));
         assert!(!full.remedy.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_is_missed() {
+        assert!(lost(2, 2).is_none());
+        assert_eq!(lost(1, 2).as_ref().map(result), Some(("workers", "failed")));
+    }
+
+    #[test]
+    fn what_the_agent_refused_of_control_is_named() {
+        let taken = TypeStatus::default();
+        assert_eq!(result(&resources(std::slice::from_ref(&taken))), ("resources", "ok"));
+        let refused = resources(&[taken, TypeStatus { nack: "ns/x: no address".into(), ..TypeStatus::default() }]);
+        assert_eq!((result(&refused), &*refused.text), (("resources", "failed"), "ns/x: no address"));
+        assert!(!refused.remedy.is_empty());
+    }
+
+    #[test]
+    fn a_certificate_from_the_future_means_that_clocks_differ() {
+        let (issued, minute) = (SystemTime::now(), Duration::from_secs(60));
+        let wallet = Authority::new().wallet(&[identity("web")]);
+        assert_eq!(result(&clock(&wallet, issued)), ("clock", "ok"));
+        // As a node reads it whose clock is further behind than certificates are backdated.
+        let behind = clock(&wallet, issued - 2 * minute);
+        assert_eq!(result(&behind), ("clock", "failed"));
+        assert!(behind.text.contains("sa/web") && behind.remedy.contains("clocks"), "{behind:?}");
     }
 }

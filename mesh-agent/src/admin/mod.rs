@@ -112,7 +112,7 @@ impl Node {
         if self.kernel.heartbeat_ages().is_ok_and(|ages| ages.into_iter().any(is_late)) {
             return Readiness::Starting;
         }
-        let is_detached = self.kernel.facts().iter().any(|fact| fact.result == crate::kernel::FactResult::Failed);
+        let is_detached = self.kernel.links_fact().result == crate::kernel::FactResult::Failed;
         if is_detached { Readiness::Detached } else { Readiness::Ready }
     }
 }

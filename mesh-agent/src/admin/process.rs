@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::kernel::subtree;
+
 /// Processes beyond this are not looked at.
 const PROCESS_LIMIT: usize = 4096;
 
@@ -33,14 +35,6 @@ fn inode(target: &Path) -> Option<u32> {
 }
 
 fn processes(cgroup: &Path) -> Vec<u32> {
-    let mut found = Vec::new();
-    let mut directories = vec![cgroup.to_owned()];
-    while let Some(directory) = directories.pop() {
-        let Ok(list) = fs::read_to_string(directory.join("cgroup.procs")) else { continue };
-        found.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()));
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        directories.extend(below.map(|entry| entry.path()));
-    }
-    found
+    let lists = subtree(cgroup).into_iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
+    lists.flat_map(|list| list.lines().filter_map(|line| line.parse().ok()).collect::<Vec<u32>>()).collect()
 }

@@ -8,9 +8,9 @@ use std::{
 
 use mesh_api::proto::admin::CheckRow;
 
-use crate::enrol::{Pod, PodTable};
+use crate::enrol::PodTable;
 
-use super::check::{name, ok, warning};
+use super::check::{ok, warning};
 
 /// What lets a process send past its sockets, or change the pod's own steering. Source: Linux,
 /// include/uapi/linux/capability.h.
@@ -33,7 +33,7 @@ struct Held {
 /// The line. O(processes of all pods).
 pub(super) fn row(pods: &PodTable) -> CheckRow {
     let mut held: Vec<(String, Held)> =
-        pods.by_uid.values().map(|pod: &std::sync::Arc<Pod>| (name(pod), look(&pod.cgroup_path))).collect();
+        pods.by_uid.values().map(|pod| (pod.full_name(), look(&pod.cgroup_path))).collect();
     held.sort_unstable_by(|one, other| one.0.cmp(&other.0));
     let holders = held.iter().filter_map(|(name, held)| Some(format!("{name}: {}", named(held.capabilities)?)));
     let partial =
@@ -104,6 +104,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::enrol::Pod;
     use crate::proving;
 
     /// A pod's cgroup with one process in a cgroup below it.

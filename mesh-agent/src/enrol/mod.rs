@@ -18,7 +18,7 @@ mod wakeups;
 pub use claim::{Claim, InvalidField, NamespaceSource};
 pub use descriptors::{DescriptorError, check_room, raise_limit};
 pub use error::{Conflict, EnrolError, NodeError};
-pub use older::SharedOlder;
+pub use older::{SharedOlder, count_open};
 pub use pulse::Death;
 pub use record::{RecordError, forget_all};
 pub use registry::{Registry, RegistrySettings, Wiring};

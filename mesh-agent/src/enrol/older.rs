@@ -89,6 +89,14 @@ pub fn judge_again(view: &View, pod: &Pod, older: &mut HashSet<u64>) -> Result<u
     Ok(closed)
 }
 
+/// How many of these connections are still there; all of them when the kernel does not list sockets.
+pub fn count_open(pod: &Pod, older: &HashSet<u64>) -> usize {
+    let Ok(sockets) = diag::sockets(&pod.network_namespace) else { return older.len() };
+    let is_open =
+        |socket: &&diag::TcpSocket| CONNECTED_STATES.contains(&socket.state) && older.contains(&socket.cookie);
+    sockets.iter().filter(is_open).count()
+}
+
 /// Inodes of the sockets of this process.
 fn own_inodes() -> HashSet<u32> {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return HashSet::new() };

@@ -1,5 +1,6 @@
 //! Cgroups (v2) by id and level, as the hooks know them. Never creates or moves one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -50,6 +51,20 @@ impl PodCgroup {
     }
 }
 
+/// A cgroup and all below it that are there now.
+pub fn subtree(cgroup: &Path) -> Vec<PathBuf> {
+    let mut found = vec![cgroup.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = found.get(next) {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let below: Vec<_> = below.map(|entry| entry.path()).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
 /// The cgroup that the hooks are attached to.
 #[derive(Debug)]
 pub(super) struct CgroupRoot {
@@ -62,14 +77,27 @@ impl CgroupRoot {
     /// Opens it.
     pub(super) fn open(path: &Path) -> Result<Self, KernelError> {
         let cgroup = PodCgroup::find(path)?;
-        let fd = File::open(path)
-            .map_err(|source| KernelError::system(format!("opening cgroup {}", path.display()), source))?;
-        Ok(Self { path: path.to_owned(), fd: fd.into(), id: cgroup.id })
+        let failed = |source| KernelError::system(format!("opening cgroup {}", path.display()), source);
+        let path = fs::canonicalize(path).map_err(failed)?;
+        let fd = File::open(&path).map_err(failed)?;
+        Ok(Self { path, fd: fd.into(), id: cgroup.id })
     }
 
     /// Its id.
     pub(super) const fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The cgroups of pods, those below them, and those between them and this one.
+    pub(super) fn around<'a>(&self, pods: impl Iterator<Item = &'a Path>) -> BTreeSet<PathBuf> {
+        let mut found = BTreeSet::new();
+        for pod in pods {
+            let above =
+                pod.ancestors().skip(1).take_while(|above| *above != self.path && above.starts_with(&self.path));
+            found.extend(above.map(Path::to_owned));
+            found.extend(subtree(pod));
+        }
+        found
     }
 
     /// The cgroups above pods (`ROOT/kubepods*`) that are there now.

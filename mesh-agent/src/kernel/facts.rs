@@ -147,12 +147,8 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 }
 
 impl Kernel {
-    /// Whether our links are still attached with our programs, and who else is on the same hooks.
-    pub fn facts(&self) -> Vec<Fact> {
-        vec![self.links_fact(), self.neighbours_fact()]
-    }
-
-    fn links_fact(&self) -> Fact {
+    /// Whether our links are still attached with our programs.
+    pub fn links_fact(&self) -> Fact {
         let broken: Vec<String> = Hook::CGROUP
             .into_iter()
             .filter_map(|hook| Some(format!("{}: {}", hook.pin(), self.broken(hook)?)))
@@ -180,16 +176,16 @@ impl Kernel {
         (ours != Some(info.program)).then(|| "has another program".into())
     }
 
-    fn neighbours_fact(&self) -> Fact {
+    /// Who else is on our hooks: on the node's cgroup and above it, and from there to the pods' own
+    /// cgroups and their containers'.
+    pub fn neighbours_fact<'a>(&self, pods: impl Iterator<Item = &'a Path>) -> Fact {
         const NAME: &str = "other_programs";
-        let mut others = Vec::new();
-        for hook in Hook::CGROUP {
-            match link::programs_on(self.root.as_fd(), hook) {
-                Ok(programs) if programs.len() > 1 => others.push(format!("{}: {}", hook.pin(), programs.len() - 1)),
-                Ok(_) => {}
-                Err(error) => return Fact::warning(NAME, format!("{}: {error}", hook.pin()), ""),
+        let others = match self.neighbours(pods) {
+            Ok(others) => others,
+            Err(error) => {
+                return Fact::warning(NAME, error.to_string(), "is bpf(BPF_PROG_QUERY) allowed to the agent?");
             }
-        }
+        };
         if others.is_empty() {
             return Fact::ok(NAME, "nobody else is on our hooks");
         }
@@ -198,6 +194,27 @@ impl Kernel {
             format!("other programs on our hooks: {}", others.join(", ")),
             "see that they leave destinations of enrolled pods alone",
         )
+    }
+
+    fn neighbours<'a>(&self, pods: impl Iterator<Item = &'a Path>) -> std::io::Result<Vec<String>> {
+        let mut others = Vec::new();
+        for hook in Hook::CGROUP {
+            let programs = link::programs_on(self.root.as_fd(), hook)?;
+            if programs.len() > 1 {
+                others.push(format!("{}: {}", hook.pin(), programs.len() - 1));
+            }
+        }
+        for directory in self.root.around(pods) {
+            // A cgroup that has gone meanwhile has no programs.
+            let Ok(cgroup) = std::fs::File::open(&directory) else { continue };
+            for hook in Hook::CGROUP {
+                let count = link::programs_of(cgroup.as_fd(), hook).map_or(0, |programs| programs.len());
+                if count > 0 {
+                    others.push(format!("{}: {count} in {}", hook.pin(), directory.display()));
+                }
+            }
+        }
+        Ok(others)
     }
 }
 

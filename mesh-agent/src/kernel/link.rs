@@ -122,11 +122,20 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 
 /// Ids of all programs that run on a hook for sockets of a cgroup, those of its ancestors included.
 pub(super) fn programs_on(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    query(cgroup, hook, QUERY_EFFECTIVE)
+}
+
+/// Ids of the programs that are attached to this very cgroup.
+pub(super) fn programs_of(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    query(cgroup, hook, 0)
+}
+
+fn query(cgroup: BorrowedFd<'_>, hook: Hook, flags: u32) -> io::Result<Vec<u32>> {
     // A cgroup takes 64 programs per hook.
     let mut ids = [0_u32; 64];
     let mut attributes = Attributes::default();
     attributes[0] = pair(number(cgroup), hook as u32);
-    attributes[1] = pair(QUERY_EFFECTIVE, 0);
+    attributes[1] = pair(flags, 0);
     attributes[2] = ids.as_mut_ptr() as u64;
     attributes[3] = pair(ids.len() as u32, 0);
     // SAFETY: the array holds as many ids as we say.

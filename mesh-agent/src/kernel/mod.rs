@@ -39,7 +39,7 @@ use maps::Maps;
 use pins::Pins;
 use steering::Installed;
 
-pub use cgroup::PodCgroup;
+pub use cgroup::{PodCgroup, subtree};
 pub use error::KernelError;
 pub use events::Events;
 pub use facts::{Fact, FactResult, precheck};

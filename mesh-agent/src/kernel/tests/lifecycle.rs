@@ -70,9 +70,11 @@ fn a_second_agent_takes_over_without_a_gap() {
             assert_eq!(after.len(), 1, "{hook:?}");
             assert_ne!(after, before, "{hook:?} has the new program");
         }
-        let facts = kernel.facts();
-        let links = facts.iter().find(|fact| fact.name == "links").expect("it is looked at");
-        assert_eq!(links.result, FactResult::Failed, "the first agent's programs are not on the hooks any more");
+        assert_eq!(
+            kernel.links_fact().result,
+            FactResult::Failed,
+            "the first agent's programs are not on the hooks any more"
+        );
     });
 }
 
@@ -233,16 +235,29 @@ fn facts_say_what_is_wrong() {
         let all_ok = facts.iter().all(|fact| fact.result == FactResult::Ok);
         assert!(all_ok, "{facts:?}");
         let kernel = start(cell);
-        let fact = |name: &str| kernel.facts().into_iter().find(|fact| fact.name == name).expect("it is looked at");
-        assert_eq!(fact("links").result, FactResult::Ok);
-        assert_eq!(fact("other_programs").result, FactResult::Ok);
+        let pod = cell.cgroup().join("kubepods/pod");
+        std::fs::create_dir_all(pod.join("container")).expect("a cgroup");
+        let neighbours = || kernel.neighbours_fact(std::iter::once(pod.as_path()));
+        assert_eq!(kernel.links_fact().result, FactResult::Ok);
+        assert_eq!(neighbours().result, FactResult::Ok);
+        for below in ["kubepods", "kubepods/pod", "kubepods/pod/container"] {
+            let directory = cell.cgroup().join(below);
+            let cgroup = std::fs::File::open(&directory).expect("the cgroup");
+            let program = kernel.programs.of(Hook::Connect6).expect("loaded");
+            let other = link::create(program, cgroup.as_fd(), Hook::Connect6).expect("attached");
+            let found = neighbours();
+            assert_eq!(found.result, FactResult::Warning, "{below}");
+            assert!(found.text.ends_with(&format!(": connect6: 1 in {}", directory.display())), "{}", found.text);
+            drop(other);
+            assert_eq!(neighbours().result, FactResult::Ok);
+        }
         let root = std::fs::File::open(cell.cgroup()).expect("the cgroup");
         let other = link::create(kernel.programs.of(Hook::Peer4).expect("loaded"), root.as_fd(), Hook::Peer4)
             .expect("attached");
-        assert_eq!(fact("other_programs").result, FactResult::Warning);
+        assert_eq!(neighbours().result, FactResult::Warning);
         drop(other);
         pins::detach(&kernel.pins.link(Hook::Connect4)).expect("it is attached");
-        let links = fact("links");
+        let links = kernel.links_fact();
         assert_eq!(links.result, FactResult::Failed);
         assert!(links.text.starts_with("connect4: no pin"), "{}", links.text);
     });
