@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::Write,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
@@ -57,6 +57,26 @@ impl Namespace {
     /// The file that names it: /run/netns/NAME.
     pub fn path(&self) -> PathBuf {
         path(self.name())
+    }
+
+    /// The kernel's own number of it, which is never used twice.
+    ///
+    /// # Panics
+    /// When the kernel does not say (before Linux 5.14).
+    pub fn cookie(&self) -> u64 {
+        /// Source: Linux, include/uapi/asm-generic/socket.h.
+        const SO_NETNS_COOKIE: libc::c_int = 71;
+        self.inside(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+            let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+            // SAFETY: the pointers are to a live u64 and to its length.
+            let answer = unsafe {
+                let value = (&raw mut cookie).cast();
+                libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut length)
+            };
+            assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+            cookie
+        })
     }
 
     pub(crate) fn file(&self) -> Arc<File> {

@@ -12,7 +12,7 @@ pub struct CertificateFacts {
     pub names: Vec<String>,
     /// The subject, e.g. `O=cluster.local`.
     pub subject: String,
-    /// Hexadecimal.
+    /// Hexadecimal, as `openssl x509 -serial` prints it.
     pub serial: String,
     /// Start of its validity.
     pub not_before: SystemTime,
@@ -43,9 +43,26 @@ impl CertificateFacts {
         Ok(Self {
             names: names.collect(),
             subject: certificate.subject().to_string(),
-            serial: super::hexadecimal(certificate.raw_serial()),
+            serial: serial(certificate.raw_serial()),
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),
         })
+    }
+}
+
+/// As OpenSSL prints it: without the byte of zeros that DER puts before a high first bit.
+fn serial(raw: &[u8]) -> String {
+    let number = raw.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(raw);
+    super::hexadecimal(number).to_uppercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serial;
+
+    #[test]
+    fn serial_numbers_are_written_as_openssl_does() {
+        let shown = [&[0x00, 0xf1, 0x0a][..], &[0x01, 0xab], &[0x00]].map(serial);
+        assert_eq!(shown, ["F10A", "01AB", "00"]);
     }
 }

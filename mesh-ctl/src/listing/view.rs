@@ -38,6 +38,6 @@ pub const POLICIES: &[Column<PolicyRow>] = &[
     always("SCOPE", "scope", "the mesh, its namespace, or selected workloads", |r| Cell::text(&r.scope)),
     always("DRY RUN", "dry_run", "counted and logged, not enforced", |r| Cell::Flag(r.dry_run)),
     always("RULES", "rules", "number of rules", |r| Cell::Number(r.rules.into())),
-    short("WORKLOADS", "number of workloads of this node it applies to", |r| count(&r.workloads)),
-    wide("WORKLOADS", "workloads", "workloads of this node it applies to", |r| list(&r.workloads)),
+    short("WORKLOADS", "number of workloads it applies to", |r| count(&r.workloads)),
+    wide("WORKLOADS", "workloads", "workloads it applies to", |r| list(&r.workloads)),
 ];
