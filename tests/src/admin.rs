@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use mesh_api::proto::admin::{self, enrolment_client::EnrolmentClient, inspect_client::InspectClient};
-use tonic::{Response, Status, transport::Channel};
+use mesh_api::proto::admin::{self, enrolment_client::EnrolmentClient, inspect_client::InspectClient, pod_event::Kind};
+use tokio::{runtime::Runtime, time::timeout};
+use tonic::{Response, Status, Streaming, transport::Channel};
+
+use crate::eventually::LIMIT;
 
 /// A client of one agent; connects for every call, so that it survives restarts.
 #[derive(Debug, Clone)]
@@ -22,7 +25,14 @@ impl Admin {
     }
 
     fn call<T>(&self, ask: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>) -> Result<T, Status> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        self.call_on(&runtime(), ask)
+    }
+
+    fn call_on<T>(
+        &self,
+        runtime: &Runtime,
+        ask: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
         runtime.block_on(async {
             let address = format!("unix:{}", self.socket.display());
             let endpoint = tonic::transport::Endpoint::from_shared(address).expect("a path");
@@ -56,6 +66,17 @@ impl Admin {
     pub fn list(&self) -> Result<Vec<admin::Pod>, Status> {
         let answer = self.call(async |channel| EnrolmentClient::new(channel).list(admin::ListRequest {}).await)?;
         Ok(answer.pods)
+    }
+
+    /// Watches pods come, change and go.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub fn watch(&self) -> Result<Watch, Status> {
+        let runtime = runtime();
+        let ask = async |channel| EnrolmentClient::new(channel).watch(admin::WatchRequest {}).await;
+        let events = self.call_on(&runtime, ask)?;
+        Ok(Watch { events, runtime })
     }
 
     /// The workloads of the agent's View.
@@ -137,4 +158,28 @@ impl Admin {
         let request = admin::LogRequest { filter: filter.to_owned() };
         Ok(self.call(async |channel| InspectClient::new(channel).log(request).await)?.filter)
     }
+}
+
+/// Events of an agent's pods, one after the other.
+pub struct Watch {
+    events: Streaming<admin::PodEvent>,
+    runtime: Runtime,
+}
+
+impl Watch {
+    /// The next event: what happened, to which pod, and the pod's state then.
+    ///
+    /// # Panics
+    /// When none comes, or the agent ends the watch.
+    #[track_caller]
+    pub fn event(&mut self) -> (Kind, String, String) {
+        let message = self.runtime.block_on(async { timeout(LIMIT, self.events.message()).await });
+        let event = message.expect("an event in time").expect("the watch goes on").expect("the watch has no end");
+        let pod = event.pod.clone().expect("an event is one of a pod");
+        (event.kind(), pod.name, pod.state)
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
