@@ -1,31 +1,18 @@
-//! The control daemon: desired state in, per-agent resources and workload certificates out. Wires the parts together;
-//! decides nothing. Never links aya: it runs without privileges, anywhere.
+//! Command line, log and signals of the control daemon; everything else is in the library.
 
 use std::{future::Future, io::IsTerminal};
 
 use anyhow::Context;
 use clap::Parser;
+use mesh_control::{
+    daemon::Daemon,
+    settings::{LogFormat, Settings},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use tracing_subscriber::EnvFilter;
-
-mod ca;
-mod compile;
-mod daemon;
-mod metrics;
-mod objects;
-mod observe;
-mod publish;
-mod settings;
-mod source;
-mod state;
-#[cfg(test)]
-mod testing;
-mod xds;
-
-use settings::{LogFormat, Settings};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -33,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
     start_log(&settings)?;
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop)?);
-    daemon::Daemon::start(&settings, stopping).await?.serve().await
+    Daemon::start(&settings, stopping).await?.serve().await
 }
 
 fn start_log(settings: &Settings) -> anyhow::Result<()> {
