@@ -22,14 +22,21 @@ struct Arguments {
     #[arg(long)]
     envoy: PathBuf,
     /// Rounds between nodes; every round measures every variant.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 12)]
     rounds: usize,
-    /// Pairs of direct and mesh on one node.
-    #[arg(long, default_value_t = 20)]
-    pairs: usize,
-    /// Length of one measurement in seconds.
-    #[arg(long, default_value_t = 1.5)]
+    /// Length of one measurement between nodes in seconds.
+    #[arg(long, default_value_t = 0.8)]
     seconds: f64,
+    /// Pairs of direct and mesh on one node. Many short ones say more than few long ones: what disturbs a pair is then one
+    /// of many, and both halves of a pair are nearer in time.
+    #[arg(long, default_value_t = 80)]
+    pairs: usize,
+    /// Length of one measurement on one node in seconds.
+    #[arg(long, default_value_t = 0.4)]
+    pair_seconds: f64,
+    /// Only the measures whose name holds this.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Where to write every sample and the ratios.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -41,13 +48,15 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let length = Duration::from_secs_f64(arguments.seconds);
+    let pair_length = Duration::from_secs_f64(arguments.pair_seconds);
+    let measures: Vec<_> = MEASURES.iter().filter(|measure| measure.name.contains(&arguments.only)).collect();
     let rig = Rig::build(&arguments.envoy)?;
-    let mut report = Report::new(length);
-    report.memory_idle = rig.memory();
+    let mut report = Report::new(length, pair_length);
+    report.memory_idle = rig.memory_at_rest();
 
     for round in 1..=arguments.rounds {
         println!("between nodes, round {round} of {}", arguments.rounds);
-        for measure in MEASURES {
+        for measure in &measures {
             for variant in rig.between_nodes(round) {
                 report.add("between nodes", measure, &variant.measure(measure, length)?);
             }
@@ -55,13 +64,14 @@ fn main() -> Result<()> {
     }
     for pair in 1..=arguments.pairs {
         println!("same node, pair {pair} of {}", arguments.pairs);
-        for measure in MEASURES.iter().filter(|measure| measure.is_for_same_node) {
+        for measure in measures.iter().filter(|measure| measure.is_for_same_node) {
             for variant in rig.same_node(pair) {
-                report.add("same node", measure, &variant.measure(measure, length)?);
+                report.add("same node", measure, &variant.measure(measure, pair_length)?);
             }
         }
     }
-    report.memory_loaded = rig.memory_with_connections(1000)?;
+    report.memory_after = rig.memory();
+    report.memory_loaded = rig.memory_with_connections(1000);
 
     println!("{}", report.markdown());
     if let Some(path) = arguments.json {

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::App;
+use mesh_tests::{App, process::Process};
 use serde::Deserialize;
 
 use crate::cost::{self, Processes};
@@ -71,6 +71,9 @@ pub struct Load {
     pub p99_us: f64,
 }
 
+/// Longer than anybody looks at connections that are held.
+const HOLD: Duration = Duration::from_secs(600);
+
 const GIB: f64 = (1_u64 << 30) as f64;
 const TEN_THOUSAND: f64 = 10_000.0;
 
@@ -98,23 +101,24 @@ impl Variant<'_> {
 
     /// Runs the load generator in the client's pod.
     pub fn load(&self, mode: &str, connections: usize, length: Duration) -> Result<Load> {
-        let (target, connections) = (self.target.to_string(), connections.to_string());
-        let seconds = length.as_secs_f64().to_string();
-        let output = self.client.run(&[
-            self.load,
-            "client",
-            "--target",
-            &target,
-            "--mode",
-            mode,
-            "--connections",
-            &connections,
-            "--seconds",
-            &seconds,
-        ]);
+        let words = self.words(mode, connections, length);
+        let output = self.client.run(&words.each_ref().map(|word| &**word));
         if !output.status.success() {
             bail!("load through {}: {}", self.name, String::from_utf8_lossy(&output.stderr));
         }
         serde_json::from_slice(&output.stdout).context("the load generator's line")
+    }
+
+    /// Holds connections open until what it answers is dropped.
+    pub fn hold(&self, connections: usize) -> Process {
+        let words = self.words("hold", connections, HOLD);
+        self.client.start(&words.each_ref().map(|word| &**word), &format!("hold-{}.log", self.name))
+    }
+
+    fn words(&self, mode: &str, connections: usize, length: Duration) -> [String; 10] {
+        let (target, connections) = (self.target.to_string(), connections.to_string());
+        let seconds = length.as_secs_f64().to_string();
+        [self.load, "client", "--target", &target, "--mode", mode, "--connections", &connections, "--seconds", &seconds]
+            .map(str::to_owned)
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -14,6 +14,9 @@ use crate::{cost::Processes, envoy::Credentials, measure::Variant};
 const PORT: u16 = 7000;
 const ENVOY_NEAR: u16 = 7101;
 const ENVOY_FAR: u16 = 7102;
+
+/// Without a change for so long, a proxy is idle.
+const REST: Duration = Duration::from_secs(3);
 
 /// The pods and what runs in them, all for the whole of the benchmark.
 pub struct Rig {
@@ -120,26 +123,39 @@ impl Rig {
         variants
     }
 
+    /// Memory of the proxies once they have come to rest: for three seconds no reading differs by more than 0.1 MiB.
+    pub fn memory_at_rest(&self) -> Memory {
+        let (mut since, mut rest) = (Instant::now(), self.memory());
+        eventually("the proxies' memory stays as it is", LIMIT, || {
+            let now = self.memory();
+            let readings = now.iter().zip(&rest).flat_map(|((_, now), (_, rest))| now.iter().zip(rest));
+            if readings.into_iter().any(|(now, rest)| (now - rest).abs() > 0.1) {
+                (since, rest) = (Instant::now(), now);
+            }
+            if since.elapsed() >= REST { Ok(rest.clone()) } else { Err(format!("{rest:?}")) }
+        })
+    }
+
     /// Memory of the proxies now.
     pub fn memory(&self) -> Memory {
         vec![("mesh", self.agents.memory_mib()), ("envoy", self.envoys.memory_mib())]
     }
 
     /// Memory of the proxies while each carries `connections` open connections between nodes.
-    pub fn memory_with_connections(&self, connections: usize) -> Result<Memory> {
-        let mut memory = Vec::new();
-        for variant in self.between_nodes(0).into_iter().filter(|variant| !variant.proxies.is_empty()) {
-            let held = std::thread::scope(|scope| {
-                let holding = scope.spawn(|| variant.load("hold", connections, Duration::from_secs(4)));
-                std::thread::sleep(Duration::from_secs(3));
-                let held = variant.proxies.memory_mib();
-                holding.join().expect("the load's thread").map(|load| (load, held))
-            });
-            let (load, held) = held?;
-            anyhow::ensure!(load.errors == 0, "{} of {connections} connections failed", load.errors);
-            memory.push((variant.name, held));
-        }
-        Ok(memory)
+    pub fn memory_with_connections(&self, connections: usize) -> Memory {
+        let servers = [&self.plain.far, &self.meshed.far, &self.enveloped.far];
+        let variants = self.between_nodes(0).into_iter().zip(servers);
+        let proxied = variants.filter(|(variant, _)| !variant.proxies.is_empty());
+        proxied
+            .map(|(variant, server)| {
+                let _holding = variant.hold(connections);
+                eventually(&format!("{connections} connections through {} are open", variant.name), LIMIT, || {
+                    let open = established(server);
+                    if open >= connections { Ok(()) } else { Err(format!("{open} are")) }
+                });
+                (variant.name, variant.proxies.memory_mib())
+            })
+            .collect()
     }
 
     fn variant<'a>(
@@ -151,6 +167,18 @@ impl Rig {
     ) -> Variant<'a> {
         Variant { name, client, target, proxies, load: &self.load }
     }
+}
+
+/// Connections that the server in this pod has now, by the kernel's list.
+fn established(server: &App) -> usize {
+    let list = server.run(&["cat", "/proc/net/tcp"]).stdout;
+    let local = format!(":{PORT:04X}");
+    // Number, local end, remote end, state: 01 is ESTABLISHED.
+    let is_one = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1).is_some_and(|end| end.ends_with(&local)) && fields.get(3) == Some(&"01")
+    };
+    String::from_utf8_lossy(&list).lines().filter(is_one).count()
 }
 
 fn beside_this_program(name: &str) -> Result<String> {
