@@ -134,6 +134,7 @@ impl Agent {
         self.drain_workers(&workers).await;
         drain.advance(Phase::Closing);
         drain.joined().await;
+        node.telemetry.flush_log();
         tracing::info!("agent stopped; steering stays in force and refuses until the next agent");
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! and asks the agent. Never decides more widely than `path::judge`.
 
 mod classes;
+mod closed;
 mod flows;
 mod policy;
 mod reconcile;

@@ -20,7 +20,7 @@ use crate::{
     view::{SharedView, View},
 };
 
-use super::witness;
+use super::{closed::Closed, witness};
 
 /// Closed connections do not wake the reader: it looks this often.
 const LOOK: Duration = Duration::from_millis(250);
@@ -33,6 +33,7 @@ pub struct Records {
     pods: SharedPods,
     telemetry: Arc<Telemetry>,
     unseen: Arc<Notify>,
+    closed: Closed,
 }
 
 impl Records {
@@ -46,7 +47,7 @@ impl Records {
         telemetry: Arc<Telemetry>,
         unseen: Arc<Notify>,
     ) -> Result<Self, KernelError> {
-        Ok(Self { events: kernel.events()?, view, pods, telemetry, unseen })
+        Ok(Self { events: kernel.events()?, view, pods, telemetry, unseen, closed: Closed::default() })
     }
 
     /// Reads for ever.
@@ -70,15 +71,22 @@ impl Records {
         // Without a View nobody has a name: the records wait for the first one, and what does not fit is counted as lost.
         let Some(view) = self.view.load_full() else { return };
         let pods = self.pods.load_full();
-        let telemetry = &self.telemetry;
-        let unseen = &self.unseen;
-        self.events.drain(|record| match record.kind() {
+        let Self { events, telemetry, unseen, closed, .. } = self;
+        closed.follow(&view, &pods);
+        events.drain(|record| match record.kind() {
             Some(RecordKind::Established) if record.flow.flags().has(FlowFlags::BEFORE_ENROLMENT) => {
-                unseen.notify_one()
+                unseen.notify_one();
             }
-            _ => pass_on(&view, &pods, telemetry, record),
+            Some(RecordKind::Closed) if !is_told_elsewhere(record.flow.flags()) => closed.tell(telemetry, record),
+            Some(RecordKind::Refused) => refused(&view, &pods, telemetry, record),
+            _ => {}
         });
     }
+}
+
+/// By the path, or nowhere: a probe is no connection of the mesh.
+fn is_told_elsewhere(flags: FlowFlags) -> bool {
+    flags.has(FlowFlags::AGENT) || flags.has(FlowFlags::PROBE)
 }
 
 /// The buffer's descriptor under a number of its own, so that its owner stays free to be read from.
@@ -99,38 +107,6 @@ async fn readable(wakeups: Option<&AsyncFd<OwnedFd>>) {
     }
 }
 
-fn pass_on(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
-    let flags = record.flow.flags();
-    match record.kind() {
-        Some(RecordKind::Closed) if !flags.has(FlowFlags::AGENT) && !flags.has(FlowFlags::PROBE) => {
-            closed(view, pods, telemetry, record);
-        }
-        Some(RecordKind::Refused) => refused(view, pods, telemetry, record),
-        _ => {}
-    }
-}
-
-/// One line per connection: when both ends are pods of this node, that of the end that dialled speaks for both.
-fn closed(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
-    let Some(mut witness) = witness::tell(view, pods, &record.flow, record.at_ns) else { return };
-    let is_outbound = witness.record.direction == "outbound";
-    if !is_outbound && witness.other.is_some() {
-        return;
-    }
-    let (sent, received) = (record.bytes_sent, record.bytes_received);
-    (witness.record.to_destination, witness.record.to_source) =
-        if is_outbound { (sent, received) } else { (received, sent) };
-    if witness.record.verdict.is_some_and(|verdict| !verdict.is_allowed()) {
-        // It was let in and then ended by a policy that came later.
-        witness.record.flag = Flag::Deny;
-        witness.record.error = "ended by policy".into();
-    }
-    let own = if is_outbound { Reporter::Source } else { Reporter::Destination };
-    let mut reporters = vec![(own, witness.own.id)];
-    reporters.extend(witness.other.as_ref().map(|other| (Reporter::Destination, other.id)));
-    telemetry.record_direct(witness.record, &reporters);
-}
-
 fn refused(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) {
     let Some(mut witness) = witness::tell(view, pods, &record.flow, record.at_ns) else { return };
     let Some(reason) = Counter::from_number(record.reason) else { return };
@@ -142,7 +118,8 @@ fn refused(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record)
         (witness.record.verdict, witness.record.policy) = (None, None);
     }
     let own = if witness.record.direction == "outbound" { Reporter::Source } else { Reporter::Destination };
-    telemetry.record_direct(witness.record, &[(own, witness.own.id)]);
+    let series = telemetry.direct_series(&witness.record, [(own, witness.own.id)]);
+    telemetry.record_direct(witness.record, &series);
 }
 
 fn flag(reason: Counter) -> Flag {

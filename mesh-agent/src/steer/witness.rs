@@ -43,14 +43,11 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
     record.pod = own.full_name();
     let (here, there) = (party(view, Some(own), local), party(view, other, far));
     (record.source, record.destination) = if is_outbound { (here, there) } else { (there, here) };
-    record.original_destination = Some(if is_outbound { original } else { local });
     if is_outbound && original != remote {
         record.service = view.service_at(original, &own.namespace).cloned();
     }
-    // A refused one was never established.
-    let age_ns = if flow.established_ns == 0 { 0 } else { now_ns.saturating_sub(flow.established_ns) };
-    record.duration = Duration::from_nanos(age_ns);
-    record.started = SystemTime::now() - record.duration;
+    name_ends(&mut record, flow, local, remote);
+    time(&mut record, flow, now_ns);
     (record.path, record.security) = path(flow.flags());
     if flow.flags().has(FlowFlags::FAIL_OPEN) {
         record.plaintext_reason = "fail_open";
@@ -59,6 +56,29 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
         judge_it(view, &mut record);
     }
     Some(Witness { record, own: own.clone(), other: other.cloned() })
+}
+
+/// Gives a record of another connection between the same ends what is this one's own.
+pub(crate) fn retell(record: &mut ConnectionRecord, flow: &Flow, now_ns: u64) {
+    if let (Some(local), Some(remote)) = (flow.local.address(), flow.remote.address()) {
+        name_ends(record, flow, local, remote);
+    }
+    time(record, flow, now_ns);
+}
+
+fn name_ends(record: &mut ConnectionRecord, flow: &Flow, local: SocketAddr, remote: SocketAddr) {
+    let original = flow.original.address().unwrap_or(remote);
+    let (source, destination, dialled) =
+        if flow.direction() == Direction::Outbound { (local, remote, original) } else { (original, local, local) };
+    (record.source.address, record.destination.address) = (Some(source), Some(destination));
+    record.original_destination = Some(dialled);
+}
+
+fn time(record: &mut ConnectionRecord, flow: &Flow, now_ns: u64) {
+    // A refused one was never established.
+    let age_ns = if flow.established_ns == 0 { 0 } else { now_ns.saturating_sub(flow.established_ns) };
+    record.duration = Duration::from_nanos(age_ns);
+    record.started = SystemTime::now() - record.duration;
 }
 
 /// A socket that was refused in `connect` has no address yet: it would have got the pod's.

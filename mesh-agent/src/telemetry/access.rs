@@ -1,24 +1,29 @@
 //! The access log: a thread that formats and writes, behind a queue that never blocks who logs.
 
 use std::{
-    fmt::Write as _,
     io::{self, Write},
     str::FromStr,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
-    time::UNIX_EPOCH,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread,
+    time::Duration,
 };
 
 use prometheus_client::metrics::counter::Counter;
-use serde_json::{Map, Value, json};
 
-use super::{ConnectionRecord, Party};
-use crate::path::Flag;
+use super::{ConnectionRecord, line};
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
 
 /// Bytes after which a batch is written, whatever else waits.
 const BATCH: usize = 64 << 10;
+
+/// What the writer sleeps after a batch: on a busy node, waking it and a write of its own for each line would cost more than
+/// the line.
+const REST: Duration = Duration::from_millis(20);
+
+/// How long the end waits for a log that is not read.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +49,18 @@ impl FromStr for AccessFormat {
     }
 }
 
+/// What is queued. Boxed: the queue's memory is there from the start, and records are big.
+#[derive(Debug)]
+enum Message {
+    Line(Box<ConnectionRecord>),
+    /// Answered when all before it is written.
+    Flush(SyncSender<()>),
+}
+
 /// The queue's end that is written to.
 #[derive(Debug)]
 pub struct AccessLog {
-    queue: Option<SyncSender<ConnectionRecord>>,
+    queue: Option<SyncSender<Message>>,
     dropped: Counter,
 }
 
@@ -58,20 +71,31 @@ impl AccessLog {
     /// The thread could not be started.
     pub fn start(format: AccessFormat, out: impl Write + Send + 'static) -> io::Result<Self> {
         let line = match format {
-            AccessFormat::Text => text,
-            AccessFormat::Json => json_line,
+            AccessFormat::Text => line::text,
+            AccessFormat::Json => line::json,
             AccessFormat::Off => return Ok(Self { queue: None, dropped: Counter::default() }),
         };
-        let (queue, records) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&records, out, line))?;
+        let (queue, messages) = sync_channel(QUEUE);
+        thread::Builder::new().name("access-log".into()).spawn(move || write_all(&messages, out, line))?;
         Ok(Self { queue: Some(queue), dropped: Counter::default() })
     }
 
     /// Queues a line, or drops and counts it.
     pub fn write(&self, record: ConnectionRecord) {
         let Some(queue) = &self.queue else { return };
-        if queue.try_send(record).is_err() {
+        if queue.try_send(Message::Line(Box::new(record))).is_err() {
             self.dropped.inc();
+        }
+    }
+
+    /// Waits until what was queued is written, at most a second. Blocks: for the end of the process.
+    pub fn flush(&self) {
+        let Some(queue) = &self.queue else { return };
+        let (written, is_written) = sync_channel(1);
+        let is_stuck = queue.try_send(Message::Flush(written)).is_err()
+            || is_written.recv_timeout(FLUSH) == Err(RecvTimeoutError::Timeout);
+        if is_stuck {
+            tracing::warn!("the access log does not keep up: its last lines are lost");
         }
     }
 
@@ -82,82 +106,27 @@ impl AccessLog {
 }
 
 /// Writes what has come in batches, then waits for more.
-fn write_all(records: &Receiver<ConnectionRecord>, mut out: impl Write, line: fn(&ConnectionRecord) -> String) {
-    while let Ok(record) = records.recv() {
-        let mut lines = line(&record);
-        while lines.len() < BATCH {
-            let Ok(record) = records.try_recv() else { break };
-            lines.push('\n');
-            lines.push_str(&line(&record));
+fn write_all(messages: &Receiver<Message>, mut out: impl Write, line: fn(&ConnectionRecord, &mut String)) {
+    let mut lines = String::new();
+    while let Ok(first) = messages.recv() {
+        let mut flush = None;
+        let mut message = Some(first);
+        while let Some(next) = message {
+            match next {
+                Message::Line(record) => line(&record, &mut lines),
+                Message::Flush(written) => flush = Some(written),
+            }
+            let is_full = lines.len() >= BATCH || flush.is_some();
+            message = if is_full { None } else { messages.try_recv().ok() };
         }
-        lines.push('\n');
         // Nobody is left to be told when the log cannot be written.
         out.write_all(lines.as_bytes()).and_then(|()| out.flush()).ok();
-    }
-}
-
-/// The fields of a line, without those that are empty. Names as ztunnel's where it has one.
-fn fields(record: &ConnectionRecord) -> Vec<(&'static str, Value)> {
-    let mut fields = Vec::with_capacity(32);
-    let started = record.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-    fields.push(("time", json!(started.as_secs_f64())));
-    fields.push(("direction", json!(record.direction)));
-    fields.push(("path", json!(record.path)));
-    let keys = ["src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"];
-    party(&mut fields, keys, &record.source);
-    let keys = ["dst.addr", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"];
-    party(&mut fields, keys, &record.destination);
-    let text = |value: Option<String>| json!(value.unwrap_or_default());
-    fields.push(("dst.original", text(record.original_destination.map(|address| address.to_string()))));
-    fields.push(("dst.service", text(record.service.as_ref().map(|service| service.name.hostname.to_string()))));
-    fields.push(("security", json!(record.security.label())));
-    fields.push(("cipher", json!(record.cipher)));
-    fields.push(("plaintext.reason", json!(record.plaintext_reason)));
-    fields.push(("policy.verdict", json!(record.verdict.map_or("", |verdict| verdict.label()))));
-    fields.push(("policy", text(record.policy.as_ref().map(ToString::to_string))));
-    let dry_run: Vec<_> = record.dry_run.iter().map(ToString::to_string).collect();
-    fields.push(("policy.dry_run", json!(dry_run.join(","))));
-    // Seen from the source, as in ztunnel's log.
-    fields.push(("bytes_sent", json!(record.to_destination)));
-    fields.push(("bytes_recv", json!(record.to_source)));
-    fields.push(("duration_ms", json!(record.duration.as_secs_f64() * 1000.0)));
-    fields.push(("flag", json!(if record.flag == Flag::None { "" } else { record.flag.label() })));
-    fields.push(("error", json!(record.error)));
-    fields.retain(|(_, value)| value.as_str() != Some(""));
-    fields
-}
-
-fn party(fields: &mut Vec<(&'static str, Value)>, keys: [&'static str; 5], party: &Party) {
-    let claimed = party.claimed.as_ref();
-    let known = |of: fn(&crate::view::Workload) -> &str, or: fn(&crate::hbone::Baggage) -> &str| {
-        let known = party.workload.as_deref().map(of).or_else(|| claimed.map(or));
-        json!(known.unwrap_or_default())
-    };
-    fields.push((keys[0], json!(party.address.map(|address| address.to_string()).unwrap_or_default())));
-    fields.push((keys[1], known(|workload| &workload.name, |claimed| &claimed.workload)));
-    fields.push((keys[2], known(|workload| &workload.namespace, |claimed| &claimed.namespace)));
-    fields.push((keys[3], json!(party.identity.as_ref().map(ToString::to_string).unwrap_or_default())));
-    fields.push((keys[4], known(|workload| &workload.cluster, |claimed| &claimed.cluster)));
-}
-
-fn json_line(record: &ConnectionRecord) -> String {
-    let object: Map<_, _> = fields(record).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Value::Object(object).to_string()
-}
-
-/// Values that hold blanks, quotes or control characters are written as JSON strings: one line stays one line.
-fn text(record: &ConnectionRecord) -> String {
-    let mut line = String::with_capacity(512);
-    for (key, value) in fields(record) {
-        if !line.is_empty() {
-            line.push(' ');
+        let is_all = lines.len() < BATCH;
+        lines.clear();
+        match flush {
+            Some(written) => drop(written.send(())),
+            None if is_all => thread::sleep(REST),
+            None => (),
         }
-        let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
-        // Writing into a String cannot fail.
-        match value.as_str() {
-            Some(text) if is_plain(text) => write!(line, "{key}={text}").ok(),
-            _ => write!(line, "{key}={value}").ok(),
-        };
     }
-    line
 }

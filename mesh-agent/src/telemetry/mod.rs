@@ -9,6 +9,7 @@
 mod access;
 mod counters;
 mod labels;
+mod line;
 mod record;
 mod refused;
 mod series;
@@ -117,17 +118,31 @@ impl Telemetry {
         self.access.write(record);
     }
 
+    /// Waits until the lines of before are written, at most a second: the last thing that a process does.
+    pub fn flush_log(&self) {
+        self.access.flush();
+    }
+
     /// Connections that the kernel refused in the last minutes, oldest first.
     pub fn refused_by_kernel(&self) -> Vec<ConnectionRecord> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).list()
     }
 
-    /// Counts and logs a connection that has ended and was not the agent's: one that the kernel let pass directly, or
-    /// refused. `reporters` are the ends on this node, each with its pod's number.
-    pub fn record_direct(&self, record: ConnectionRecord, reporters: &[(Reporter, u32)]) {
-        for (reporter, pod) in reporters {
-            let ends = (&record.source, &record.destination);
-            let series = self.series(*reporter, ends, record.service.as_deref(), record.security, *pod);
+    /// The counters of a connection that is not the agent's: one that the kernel let pass directly, or refused. `reporters`
+    /// are the ends on this node, each with its pod's number. Takes a lock.
+    pub fn direct_series(
+        &self,
+        record: &ConnectionRecord,
+        reporters: impl IntoIterator<Item = (Reporter, u32)>,
+    ) -> Vec<Arc<Series>> {
+        let ends = (&record.source, &record.destination);
+        let one = |(reporter, pod)| self.series(reporter, ends, record.service.as_deref(), record.security, pod);
+        reporters.into_iter().map(one).collect()
+    }
+
+    /// Counts and logs such a connection, which has ended.
+    pub fn record_direct(&self, record: ConnectionRecord, series: &[Arc<Series>]) {
+        for series in series {
             series.open();
             series.add(record.to_destination, record.to_source);
             series.close(record.flag);

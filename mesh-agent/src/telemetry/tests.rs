@@ -38,10 +38,15 @@ fn record(view: &View) -> ConnectionRecord {
     }
 }
 
+fn tell(telemetry: &Telemetry, record: ConnectionRecord, reporters: &[(Reporter, u32)]) {
+    let series = telemetry.direct_series(&record, reporters.iter().copied());
+    telemetry.record_direct(record, &series);
+}
+
 #[test]
 fn a_direct_connection_has_istios_metrics_with_istios_labels_in_istios_order() {
     let telemetry = Telemetry::new(AccessFormat::Off).unwrap();
-    telemetry.record_direct(record(&view()), &[(Reporter::Source, 1)]);
+    tell(&telemetry, record(&view()), &[(Reporter::Source, 1)]);
     let labels = concat!(
         "{reporter=\"source\",source_workload=\"web\",source_canonical_service=\"web\",",
         "source_canonical_revision=\"v1\",source_workload_namespace=\"default\",",
@@ -73,7 +78,7 @@ fn what_is_not_known_is_unknown_and_failures_carry_their_flag() {
     let telemetry = Telemetry::new(AccessFormat::Off).unwrap();
     let verdict = Some(Verdict::NoAllowMatched);
     let record = ConnectionRecord { flag: Flag::Deny, verdict, ..ConnectionRecord::new("inbound") };
-    telemetry.record_direct(record, &[(Reporter::Destination, 1)]);
+    tell(&telemetry, record, &[(Reporter::Destination, 1)]);
     let page = telemetry.encode().unwrap();
     let failed = page.lines().find(|line| line.starts_with("istio_tcp_connections_failed_total{")).unwrap();
     for label in ["source_workload=\"unknown\"", "destination_service=\"unknown\"", "response_flags=\"DENY\""] {
@@ -85,7 +90,7 @@ fn what_is_not_known_is_unknown_and_failures_carry_their_flag() {
 #[test]
 fn series_go_with_the_last_pod_that_contributes() {
     let (telemetry, view) = (Telemetry::new(AccessFormat::Off).unwrap(), view());
-    telemetry.record_direct(record(&view), &[(Reporter::Source, 1), (Reporter::Source, 2)]);
+    tell(&telemetry, record(&view), &[(Reporter::Source, 1), (Reporter::Source, 2)]);
     let has_series = || telemetry.encode().unwrap().contains("istio_tcp_connections_opened_total{");
     telemetry.forget(1);
     assert!(has_series());
@@ -104,7 +109,7 @@ fn a_scrape_writes_without_the_lock_that_workers_may_wait_for() {
         }
     }
     let telemetry = Telemetry::new(AccessFormat::Off).unwrap();
-    telemetry.record_direct(record(&view()), &[(Reporter::Source, 1)]);
+    tell(&telemetry, record(&view()), &[(Reporter::Source, 1)]);
     let mut page = Page(&telemetry, 0);
     prometheus_client::encoding::text::encode(&mut page, &telemetry.registry.lock().unwrap()).unwrap();
     assert_eq!(page.1, telemetry.encode().unwrap().len());
@@ -116,7 +121,7 @@ fn only_refusals_of_the_kernel_are_kept_here() {
     let denied = ConnectionRecord { flag: Flag::Deny, ..record(&view()) };
     telemetry.log(denied.clone());
     assert!(telemetry.refused_by_kernel().is_empty(), "workers keep theirs");
-    telemetry.record_direct(denied, &[(Reporter::Source, 1)]);
+    tell(&telemetry, denied, &[(Reporter::Source, 1)]);
     assert_eq!(telemetry.refused_by_kernel().len(), 1);
 }
 
@@ -179,6 +184,20 @@ fn a_connection_is_one_line_in_either_format() {
     assert_eq!(json["dst.workload"], "db");
     assert_eq!(json["bytes_recv"], 20);
     assert_eq!(json["error"], "denied:\n\"two\" lines");
+}
+
+#[test]
+fn the_last_lines_of_a_process_are_written_before_it_ends() {
+    let lines = Lines::default();
+    let log = AccessLog::start(AccessFormat::Text, lines.clone()).unwrap();
+    // The first wakes the writer, which then rests.
+    for _ in 0..100 {
+        log.write(ConnectionRecord::new("outbound"));
+    }
+    log.flush();
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().count(), 100);
+    assert_eq!(log.dropped().get(), 0);
 }
 
 #[test]
