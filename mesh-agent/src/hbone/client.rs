@@ -18,10 +18,10 @@ use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER,
+    CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, DOUBT, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER,
     STREAM_WINDOW, TLS_BUFFER,
     keepalive::{self, Pulse},
-    wire::{Orderly, Wire},
+    wire::{Heard, Orderly, Wire},
 };
 use crate::{
     certificates::WorkloadCertificate,
@@ -81,6 +81,7 @@ pub struct Tunnel {
     /// A stream ended, or the tunnel was retired.
     changed: Notify,
     pulse: Pulse,
+    heard: Heard,
     /// The peer.
     pub peer: Rc<Peer>,
 }
@@ -106,6 +107,7 @@ impl Tunnel {
         let address = socket.peer_addr().map_err(DialError::Open)?;
         let handshakes = async {
             let (wire, orderly) = Wire::new(socket);
+            let heard = wire.heard();
             let session = TlsConnector::from(config)
                 .connect_with(tls::no_name(address.ip()), wire, |session| session.set_buffer_limit(Some(TLS_BUFFER)))
                 .await
@@ -121,6 +123,7 @@ impl Tunnel {
                 last_used: Cell::new(Instant::now()),
                 changed: Notify::new(),
                 pulse: Pulse::default(),
+                heard,
                 peer: Rc::new(peer),
             });
             let retires_at = Instant::now() + until_retirement(certificate, SystemTime::now());
@@ -153,6 +156,11 @@ impl Tunnel {
     pub fn retire(&self) {
         self.sender.take();
         self.changed.notify_one();
+    }
+
+    /// Whether the peer gave a sign of life so lately that bytes may go ahead of an answer.
+    pub(super) fn was_heard_lately(&self) -> bool {
+        self.heard.age() < DOUBT
     }
 
     /// Returns when the peer gives no sign of life, while somebody waits for it.

@@ -3,6 +3,7 @@
 //! policies, services or pods; every limit is in this file.
 
 mod client;
+mod early;
 mod headers;
 mod keepalive;
 mod lent;
@@ -16,6 +17,7 @@ mod wire;
 use std::time::Duration;
 
 pub use client::{Peer, Tunnel, TunnelError};
+pub use early::{Begun, Early};
 pub(crate) use headers::connect_request;
 pub use headers::{Baggage, TraceParent, forwarded_for};
 pub(crate) use lent::SIZE as CHUNK;

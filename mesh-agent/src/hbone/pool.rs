@@ -4,21 +4,23 @@
 use std::{
     cell::{OnceCell, RefCell},
     collections::HashMap,
+    io,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, client::ResponseFuture};
-use http::{Request, Response, StatusCode};
+use h2::Reason;
+use http::{Request, StatusCode};
 use mesh_api::Identity;
 use rustls::ClientConfig;
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{net::TcpStream, sync::Notify, time::timeout};
 
 use super::{
-    IDLE_TIMEOUT, RESENDS, RESPONSE_TIMEOUT, Stream, TunnelError,
+    Early, IDLE_TIMEOUT, RESENDS, RESPONSE_TIMEOUT, Stream, TunnelError,
     client::{Peer, Tunnel},
+    early::Unanswered,
 };
 use crate::{
     certificates::WorkloadCertificate,
@@ -54,9 +56,15 @@ pub enum OpenError {
     /// The peer answered something else than 200.
     #[error("the peer answered {0}")]
     Status(StatusCode),
-    /// The stream was reset before an answer, or the tunnel was lost.
+    /// The stream was reset before an answer, or the tunnel was lost; no byte of the source was on its way.
     #[error("the tunnel was lost before an answer: {0}")]
     Lost(Rc<h2::Error>),
+    /// That, or silence, with bytes of the source on their way.
+    #[error("{0}, and bytes on their way may have been delivered")]
+    MayBeDelivered(Rc<OpenError>),
+    /// The source was reset before an answer.
+    #[error("the source's end: {0}")]
+    Source(Rc<io::Error>),
     /// No answer in time.
     #[error("the peer does not answer")]
     Timeout,
@@ -101,15 +109,17 @@ impl Pool {
         Self { entries: Rc::default(), drain }
     }
 
-    /// Opens a stream: on a tunnel of this key, or on one that `dial` makes. A stream that the server has not looked at is
-    /// sent again, to the same endpoint; so is one whose tunnel has fallen silent, on a new tunnel.
+    /// Opens a stream: on a tunnel of this key, or on one that `dial` makes. What the source says early is sent behind the
+    /// request. A stream that the server has not looked at is sent again with it, to the same endpoint; so is one whose tunnel
+    /// has fallen silent, on a new tunnel, if nothing was said.
     ///
     /// # Errors
-    /// See [`OpenError`]; nothing was delivered to the destination's application.
+    /// See [`OpenError`]; but for `MayBeDelivered`, nothing was delivered to the destination's application.
     pub async fn open<F>(
         &self,
         key: &Key,
         request: &Request<()>,
+        early: &mut Early<'_>,
         dial: impl Fn() -> F,
     ) -> Result<(Stream, Rc<Peer>), OpenError>
     where
@@ -124,25 +134,31 @@ impl Pool {
                 continue;
             };
             let peer = slot.0.peer.clone();
-            let answered = match sender.send_request(request.clone(), false) {
-                Ok((response, send)) => match answer(response, &slot.0).await? {
-                    Some(response) => response.map(|response| (response, send)),
-                    // Its streams live on, as on a wire; this one has brought nothing to anybody, whoever answers.
-                    None => {
-                        slot.0.retire_silent();
-                        resends = resends.checked_sub(1).ok_or(OpenError::Silent)?;
-                        continue;
-                    }
-                },
-                Err(error) => Err(error),
+            let (response, mut send) = match sender.send_request(request.clone(), false) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    try_again(&mut resends, Unanswered::Stream(error), false)?;
+                    continue;
+                }
+            };
+            let goes_ahead = slot.0.was_heard_lately();
+            let answered = tokio::select! {
+                biased;
+                answered = timeout(RESPONSE_TIMEOUT, early.until_answered(response, &mut send, goes_ahead)) => {
+                    answered.map_err(|_| OpenError::Timeout)?
+                }
+                () = slot.0.is_silent() => {
+                    // Its streams live on, as on a wire.
+                    slot.0.retire_silent();
+                    Err(Unanswered::Silence)
+                }
             };
             match answered {
-                Ok((response, send)) if response.status() == StatusCode::OK => {
+                Ok(response) if response.status() == StatusCode::OK => {
                     return Ok((Stream::new(send, response.into_body(), Some(slot)), peer));
                 }
-                Ok((response, _)) => return Err(OpenError::Status(response.status())),
-                Err(error) if resends > 0 && was_not_looked_at(&error) => resends -= 1,
-                Err(error) => return Err(OpenError::Lost(Rc::new(error))),
+                Ok(response) => return Err(OpenError::Status(response.status())),
+                Err(unanswered) => try_again(&mut resends, unanswered, early.is_sent())?,
             }
         }
     }
@@ -228,21 +244,6 @@ impl Pool {
     }
 }
 
-/// What the peer says; nothing when it gives no sign of life.
-///
-/// # Errors
-/// It is there and does not answer.
-async fn answer(
-    response: ResponseFuture,
-    tunnel: &Tunnel,
-) -> Result<Option<Result<Response<RecvStream>, h2::Error>>, OpenError> {
-    tokio::select! {
-        biased;
-        response = tokio::time::timeout(RESPONSE_TIMEOUT, response) => response.map(Some).map_err(|_| OpenError::Timeout),
-        () = tunnel.is_silent() => Ok(None),
-    }
-}
-
 fn forget_empty(entries: &RefCell<HashMap<Key, Rc<Entry>>>, key: &Key, entry: &Rc<Entry>) {
     let mut entries = entries.borrow_mut();
     let is_ours = entries.get(key).is_some_and(|current| Rc::ptr_eq(current, entry));
@@ -280,6 +281,27 @@ impl Drop for Finish {
         self.entry.dialling.borrow_mut().take();
         self.dialling.done.notify_waiters();
     }
+}
+
+/// Counts another try of a stream of which nothing was delivered, whoever answers it yet.
+///
+/// # Errors
+/// Something may have been, or there were enough tries.
+fn try_again(resends: &mut usize, unanswered: Unanswered, has_bytes: bool) -> Result<(), OpenError> {
+    let (error, is_harmless) = match unanswered {
+        Unanswered::Source(error) => return Err(OpenError::Source(Rc::new(error))),
+        Unanswered::Silence => (OpenError::Silent, !has_bytes),
+        Unanswered::Stream(error) => {
+            let is_unseen = was_not_looked_at(&error);
+            (OpenError::Lost(Rc::new(error)), is_unseen)
+        }
+    };
+    match resends.checked_sub(1) {
+        Some(left) if is_harmless => *resends = left,
+        _ if has_bytes && !is_harmless => return Err(OpenError::MayBeDelivered(Rc::new(error))),
+        _ => return Err(error),
+    }
+    Ok(())
 }
 
 /// REFUSED_STREAM, or a number above GOAWAY's last one. Source: RFC 9113, sections 6.8 and 8.7.

@@ -77,19 +77,7 @@ impl Stream {
     /// # Errors
     /// The stream was reset, or the tunnel is gone.
     pub fn poll_write(&mut self, context: &mut Context<'_>, bytes: &mut Bytes) -> Poll<io::Result<usize>> {
-        self.send.reserve_capacity(bytes.len());
-        // h2 tells of new room only once: what is left of it is asked for first.
-        let room = loop {
-            match self.send.capacity().min(bytes.len()) {
-                0 => (),
-                room => break room,
-            }
-            match ready!(self.send.poll_capacity(context)) {
-                Some(Ok(_)) => (),
-                Some(Err(error)) => return Poll::Ready(Err(reset(&error))),
-                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-            }
-        };
+        let room = ready!(poll_room(&mut self.send, context, bytes.len()))?;
         let part = bytes.split_to(room);
         Poll::Ready(match self.send.send_data(part, false) {
             Ok(()) => Ok(room),
@@ -128,6 +116,30 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if !(self.is_sent && self.is_received) {
             self.send.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+/// How many of `wanted` bytes the peer's window and the send buffer take now; waits for room for at least one.
+///
+/// # Errors
+/// The stream was reset, or the tunnel is gone.
+pub(super) fn poll_room(
+    send: &mut SendStream<Bytes>,
+    context: &mut Context<'_>,
+    wanted: usize,
+) -> Poll<io::Result<usize>> {
+    send.reserve_capacity(wanted);
+    // h2 tells of new room only once: what is left of it is asked for first.
+    loop {
+        match send.capacity().min(wanted) {
+            0 => (),
+            room => return Poll::Ready(Ok(room)),
+        }
+        match ready!(send.poll_capacity(context)) {
+            Some(Ok(_)) => (),
+            Some(Err(error)) => return Poll::Ready(Err(reset(&error))),
+            None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The pool against a peer that is not ours: an h2 server that does what the test says.
 #![expect(clippy::disallowed_methods, reason = "the peer of a test accepts by itself")]
 
+mod early;
+mod silence;
+
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
@@ -10,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -20,7 +23,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{DOUBT, Dialled, Key, OpenError, Pool, SERVER_STREAMS, SILENCE, STREAM_WINDOW, Stream, connect_request};
+use super::{
+    DOUBT, Dialled, Early, Key, OpenError, Pool, SERVER_STREAMS, SILENCE, STREAM_WINDOW, Stream, connect_request,
+};
 use crate::{
     drain::{Drain, Phase},
     proving::{Authority, address, identity},
@@ -43,6 +48,10 @@ enum Act {
     Hang,
     /// Is there and does not answer.
     Ponder,
+    /// Reads so many of the request's bytes, then does that.
+    After(usize, Box<Act>),
+    /// Accepts when it is told to.
+    Hold(Rc<Notify>),
 }
 
 type Script = Rc<dyn Fn(usize) -> Act>;
@@ -56,6 +65,13 @@ struct Peer {
     streams: RefCell<Vec<FarEnd>>,
     accepted: Rc<Notify>,
     pondering: RefCell<Vec<SendResponse<Bytes>>>,
+    /// Its streams' window.
+    window: Cell<u32>,
+    /// Of each request with [`Act::After`] what it said before the answer.
+    heard: RefCell<Vec<Vec<u8>>>,
+    /// Requests with [`Act::Hold`].
+    held: Cell<usize>,
+    vanishes: Notify,
 }
 
 struct Ground {
@@ -67,18 +83,32 @@ struct Ground {
     drain: Drain,
 }
 
-fn act(act: Act, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>, peer: &Peer) {
+async fn act(act: Act, mut body: h2::RecvStream, mut respond: SendResponse<Bytes>, peer: Rc<Peer>) {
     let answer = |status| Response::builder().status(status).body(()).unwrap();
     match act {
         Act::Accept => {
             let send = respond.send_response(answer(StatusCode::OK), false).unwrap();
-            peer.streams.borrow_mut().push((send, request.into_body()));
+            peer.streams.borrow_mut().push((send, body));
             peer.accepted.notify_one();
         }
         Act::Answer(status) => drop(respond.send_response(answer(status), true).unwrap()),
         Act::Reset(reason) => respond.send_reset(reason),
         Act::Ponder => peer.pondering.borrow_mut().push(respond),
-        Act::Vanish | Act::Hang => (),
+        Act::Hang => (),
+        Act::Vanish => peer.vanishes.notify_one(),
+        Act::After(bytes, then) => {
+            let mut heard = Vec::new();
+            while heard.len() < bytes {
+                heard.extend_from_slice(&body.data().await.unwrap().unwrap());
+            }
+            peer.heard.borrow_mut().push(heard);
+            Box::pin(self::act(*then, body, respond, peer)).await;
+        }
+        Act::Hold(until) => {
+            peer.held.set(peer.held.get() + 1);
+            until.notified().await;
+            Box::pin(self::act(Act::Accept, body, respond, peer)).await;
+        }
     }
 }
 
@@ -93,6 +123,10 @@ impl Peer {
             streams: RefCell::default(),
             accepted: Rc::default(),
             pondering: RefCell::default(),
+            window: Cell::new(STREAM_WINDOW),
+            heard: RefCell::default(),
+            held: Cell::default(),
+            vanishes: Notify::new(),
         });
         let (shared, requests) = (peer.clone(), Rc::new(Cell::new(0)));
         tokio::task::spawn_local(async move {
@@ -116,23 +150,30 @@ impl Peer {
     }
 
     async fn connection(
-        &self,
+        self: Rc<Self>,
         session: TlsStream<TcpStream>,
         max_streams: u32,
         script: Script,
         requests: &Cell<usize>,
     ) {
         let mut builder = h2::server::Builder::new();
-        builder.max_concurrent_streams(max_streams).initial_window_size(STREAM_WINDOW);
+        builder.max_concurrent_streams(max_streams).initial_window_size(self.window.get());
         builder.initial_connection_window_size(STREAM_WINDOW * SERVER_STREAMS);
         let mut connection = builder.handshake(session).await.unwrap();
-        while let Some(Ok((request, respond))) = connection.accept().await {
+        loop {
+            let (request, respond) = tokio::select! {
+                accepted = connection.accept() => match accepted {
+                    Some(Ok(accepted)) => accepted,
+                    _ => return,
+                },
+                () = self.vanishes.notified() => return,
+            };
             let number = requests.get();
             requests.set(number + 1);
             match script(number) {
                 Act::Vanish => return,
                 Act::Hang => std::future::pending().await,
-                other => act(other, request, respond, self),
+                other => drop(tokio::task::spawn_local(act(other, request.into_body(), respond, self.clone()))),
             }
         }
     }
@@ -172,6 +213,10 @@ impl Ground {
     }
 
     async fn open(&self) -> Result<Stream, OpenError> {
+        self.open_with(&mut Early::default()).await
+    }
+
+    async fn open_with(&self, early: &mut Early<'_>) -> Result<Stream, OpenError> {
         let mut random = fastrand::Rng::new();
         let trace = super::TraceParent::random(&mut random);
         let source = "10.0.0.1:4000".parse().unwrap();
@@ -185,7 +230,10 @@ impl Ground {
                 Ok(Dialled { socket, config, certificate: credentials.certificate })
             }
         };
-        timeout(SOON, self.pool.open(&self.key, &request, dial)).await.expect("in time").map(|(stream, _)| stream)
+        timeout(SOON, self.pool.open(&self.key, &request, early, dial))
+            .await
+            .expect("in time")
+            .map(|(stream, _)| stream)
     }
 }
 
@@ -271,32 +319,6 @@ async fn what_the_peer_may_have_looked_at_is_not_sent_again() {
         // The tunnel that was lost is not used again.
         ground.open().await.unwrap();
         assert_eq!(ground.dials.get(), 2);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_stream_on_a_tunnel_whose_peer_hangs_is_opened_on_a_new_one() {
-    locally(async {
-        let ground = Ground::new(|request| if request == 1 { Act::Hang } else { Act::Accept }).await;
-        let mut old = ground.open().await.unwrap();
-        let _new = ground.open().await.unwrap();
-        assert_eq!((ground.dials.get(), ground.peer.connections.get()), (2, 2));
-        // Its own streams may go on when the peer does.
-        let read = timeout(SHORTLY, std::future::poll_fn(|context| old.poll_read(context))).await;
-        assert!(read.is_err(), "the old stream ended: {read:?}");
-        assert_eq!(ground.pool.tunnels(), 1, "the silent tunnel takes no new stream");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_peer_that_is_there_and_takes_its_time_is_waited_for() {
-    locally(async {
-        let ground = Ground::new(|_| Act::Ponder).await;
-        let waited = timeout(SILENCE + DOUBT, ground.open()).await;
-        assert!(waited.is_err(), "{waited:?}");
-        assert_eq!((ground.dials.get(), ground.peer.pondering.borrow().len()), (1, 1));
     })
     .await;
 }

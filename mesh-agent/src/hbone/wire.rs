@@ -7,11 +7,13 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 
 use super::lent::Lent;
@@ -27,12 +29,23 @@ impl Orderly {
     }
 }
 
+/// When the peer was heard last.
+#[derive(Debug, Clone)]
+pub(super) struct Heard(Rc<Cell<Instant>>);
+
+impl Heard {
+    pub(super) fn age(&self) -> Duration {
+        self.0.get().elapsed()
+    }
+}
+
 /// A tunnel's socket.
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: TcpStream,
     ahead: Option<Ahead>,
     orderly: Orderly,
+    heard: Heard,
 }
 
 /// Bytes that were read and not yet asked for: `start..end` of the buffer.
@@ -46,7 +59,12 @@ struct Ahead {
 impl Wire {
     pub(super) fn new(socket: TcpStream) -> (Self, Orderly) {
         let orderly = Orderly::default();
-        (Self { socket, ahead: None, orderly: orderly.clone() }, orderly)
+        let heard = Heard(Rc::new(Cell::new(Instant::now())));
+        (Self { socket, ahead: None, orderly: orderly.clone(), heard }, orderly)
+    }
+
+    pub(super) fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 }
 
@@ -72,6 +90,7 @@ impl AsyncRead for Wire {
                 let mut read = ReadBuf::new(lent.bytes());
                 ready!(Pin::new(&mut this.socket).poll_read(context, &mut read))?;
                 let end = read.filled().len();
+                this.heard.0.set(Instant::now());
                 Ahead { lent, start: 0, end }
             }
         };

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     enrol::Pod,
-    hbone::{self, Baggage, Dialled, Key, OpenError, Peer, Pool, TraceParent, TunnelError},
+    hbone::{self, Baggage, Dialled, Early, Key, OpenError, Peer, Pool, TraceParent, TunnelError},
     net::{self, Dial, DialError, Leg, Mark},
     tls::{self, Credentials},
     view::View,
@@ -46,7 +46,9 @@ impl ConnectError {
             }
             Self::Open(OpenError::Status(status)) => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Open(OpenError::Lost(_) | OpenError::Silent) => true,
-            Self::Open(OpenError::Timeout) | Self::Request(_) => false,
+            Self::Open(OpenError::MayBeDelivered(_) | OpenError::Source(_) | OpenError::Timeout) | Self::Request(_) => {
+                false
+            }
         }
     }
 
@@ -56,6 +58,7 @@ impl ConnectError {
             Self::Dial(_) | Self::Request(_) => Blame::Mesh,
             Self::Open(OpenError::Status(StatusCode::UNAUTHORIZED)) => Blame::Policy,
             Self::Open(OpenError::Tunnel(error)) if matches!(**error, TunnelError::Credentials(_)) => Blame::Mesh,
+            Self::Open(OpenError::Source(_)) => Blame::Downstream,
             Self::Open(_) => Blame::Upstream,
         }
     }
@@ -79,11 +82,16 @@ pub(super) struct Dialler<'a> {
     pub origin: &'a Origin,
 }
 
-/// Reaches the permitted next hop.
+/// Reaches the permitted next hop. Through a tunnel, what the source says `early` goes ahead.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub(super) async fn connect(permit: Permit, dialler: Dialler<'_>) -> Result<Upstream, ConnectError> {
+pub(super) async fn connect(
+    permit: Permit,
+    dialler: Dialler<'_>,
+    early: &mut Early<'_>,
+) -> Result<Upstream, ConnectError> {
+    early.restart();
     match &permit.route().next_hop {
         NextHop::Local { pod, address, .. } => {
             let mark = Mark::ShowSource(dialler.origin.source_address);
@@ -100,7 +108,7 @@ pub(super) async fn connect(permit: Permit, dialler: Dialler<'_>) -> Result<Upst
         NextHop::Hbone { address, identities, .. } => {
             let key = Key { address: SocketAddr::new(address.ip(), hbone::PORT), identities: identities.clone() };
             let request = dialler.request(permit.route(), *address)?;
-            let (stream, peer) = dialler.pool.open(&key, &request, || dialler.tunnel(&key)).await?;
+            let (stream, peer) = dialler.pool.open(&key, &request, early, || dialler.tunnel(&key)).await?;
             Ok(Upstream { end: End::Stream(stream), peer: Some(peer) })
         }
     }

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
-    hbone::{self, Backlog, Stream},
+    hbone::{self, Backlog, Begun, Stream},
     net,
 };
 
@@ -65,16 +65,17 @@ impl Transfer {
     }
 }
 
-/// Copies until both ends have ended in order. On an error both are reset; so are they when this future is dropped.
+/// Copies until both ends have ended in order; `begun` is what was read of the source before the destination was reached. On
+/// an error both are reset; so are they when this future is dropped.
 ///
 /// # Errors
 /// The end that failed.
-pub async fn copy(mut downstream: End, mut upstream: End, transfer: &Transfer) -> Result<(), CopyError> {
+pub async fn copy(mut downstream: End, mut upstream: End, begun: Begun, transfer: &Transfer) -> Result<(), CopyError> {
     // One that came through a tunnel is watched from its request on.
     if let End::Stream(stream) = &mut upstream {
         transfer.watch(stream.backlog());
     }
-    let result = pass(downstream.side(), upstream.side(), transfer).await;
+    let result = pass(downstream.side(), upstream.side(), begun, transfer).await;
     transfer.backlog.take();
     for end in [downstream, upstream] {
         match (&result, end) {
@@ -87,8 +88,14 @@ pub async fn copy(mut downstream: End, mut upstream: End, transfer: &Transfer) -
     result
 }
 
-async fn pass(mut downstream: Side<'_>, mut upstream: Side<'_>, transfer: &Transfer) -> Result<(), CopyError> {
-    let (mut forth, mut back) = (Way::default(), Way::default());
+async fn pass(
+    mut downstream: Side<'_>,
+    mut upstream: Side<'_>,
+    begun: Begun,
+    transfer: &Transfer,
+) -> Result<(), CopyError> {
+    transfer.to_destination.set(begun.sent as u64);
+    let (mut forth, mut back) = (Way::after(begun), Way::default());
     let both = std::future::poll_fn(|context| {
         let to = forth.poll(context, &mut downstream, &mut upstream, &transfer.to_destination);
         if let Poll::Ready(Err(error)) = to {
@@ -145,6 +152,10 @@ struct Way {
 }
 
 impl Way {
+    fn after(begun: Begun) -> Self {
+        Self { pending: begun.pending, is_read: begun.is_ended, is_done: false }
+    }
+
     /// What arrives on a stream is its backlog's to count.
     fn waiting(&self, from: &Side<'_>, to: &Side<'_>) -> usize {
         match (self.pending.is_empty(), from, to) {

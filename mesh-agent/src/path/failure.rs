@@ -263,8 +263,13 @@ fn connect_flag(error: &ConnectError) -> Flag {
             TunnelError::Draining => Flag::Draining,
         },
         ConnectError::Open(OpenError::Status(StatusCode::UNAUTHORIZED)) => Flag::Deny,
-        ConnectError::Open(OpenError::Status(_) | OpenError::Lost(_) | OpenError::Timeout | OpenError::Silent) => {
-            Flag::Connect
-        }
+        ConnectError::Open(OpenError::Source(_)) => Flag::Reset,
+        ConnectError::Open(
+            OpenError::Status(_)
+            | OpenError::Lost(_)
+            | OpenError::MayBeDelivered(_)
+            | OpenError::Timeout
+            | OpenError::Silent,
+        ) => Flag::Connect,
     }
 }

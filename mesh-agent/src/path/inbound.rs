@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     drain::Phase,
-    hbone::{self, Baggage, Incoming, Peer, Server, ServerError},
+    hbone::{self, Baggage, Begun, Early, Incoming, Peer, Server, ServerError},
     telemetry::Party,
     view::View,
 };
@@ -122,7 +122,7 @@ async fn carry(
     };
     // The stream is gone when the peer gave up meanwhile.
     let accepted = incoming.accept(baggage).map_err(super::copy::CopyError::Downstream)?;
-    Ok(copy(End::Stream(accepted), upstream.end, &outcome.live.transfer).await?)
+    Ok(copy(End::Stream(accepted), upstream.end, Begun::default(), &outcome.live.transfer).await?)
 }
 
 /// Everything before the 200, in the order that decides which status a request gets.
@@ -139,7 +139,7 @@ async fn reach(
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;
     let route = permit.route().clone();
     let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
-    let upstream = connect(permit, dialler).await?;
+    let upstream = connect(permit, dialler, &mut Early::default()).await?;
     outcome.connected(&route, &upstream);
     let baggage = route.next_hop.workload().and_then(|workload| Baggage::header(workload));
     Ok((upstream, baggage))

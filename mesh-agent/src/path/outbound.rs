@@ -15,6 +15,7 @@ use super::{
     resolve::{self, Caller, Question, ResolveError, Route},
 };
 use crate::{
+    hbone::Early,
     telemetry::Party,
     view::{Uid, View},
 };
@@ -29,13 +30,14 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
     outcome.close(result);
 }
 
-async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: &Outcome) -> Result<(), Failure> {
+async fn carry(worker: &Rc<Local>, pod: &PodState, mut accepted: Accepted, outcome: &Outcome) -> Result<(), Failure> {
     let dialled = worker.context.steering.origin(&accepted.socket)?;
     outcome.dialled(origin::canonical(dialled.destination));
     let view = worker.view().ok_or(Failure::Starting)?;
     let origin = origin::outbound(&pod.pod, &view.mesh, accepted.peer, dialled)?;
     outcome.origin(&origin, source(&view, pod, &origin));
     let mut tried = Vec::new();
+    let mut early = Early::of(&mut accepted.socket, &outcome.live.transfer.waiting);
     loop {
         let (view, route) = route(worker, pod, &origin, &tried).await?;
         outcome.routed(&route);
@@ -43,10 +45,11 @@ async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: 
         outcome.permitted(&permit, &origin);
         let route = permit.route().clone();
         let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
-        match connect(permit, dialler).await {
+        match connect(permit, dialler, &mut early).await {
             Ok(upstream) => {
                 outcome.connected(&route, &upstream);
-                return Ok(copy(End::Socket(accepted.socket), upstream.end, &outcome.live.transfer).await?);
+                let begun = early.begun();
+                return Ok(copy(End::Socket(accepted.socket), upstream.end, begun, &outcome.live.transfer).await?);
             }
             Err(error) => match another(&route) {
                 Some(failed) if error.may_try_another() && tried.len() + 1 < ATTEMPTS => {

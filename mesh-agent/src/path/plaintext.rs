@@ -13,7 +13,10 @@ use super::{
     origin,
     outcome::{Direction, Outcome},
 };
-use crate::telemetry::Party;
+use crate::{
+    hbone::{Begun, Early},
+    telemetry::Party,
+};
 
 /// From accept to the last byte.
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
@@ -31,7 +34,7 @@ async fn carry(worker: &Rc<Local>, pod: &PodState, accepted: Accepted, outcome: 
     outcome.in_the_clear();
     let route = permit.route().clone();
     let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
-    let upstream = connect(permit, dialler).await?;
+    let upstream = connect(permit, dialler, &mut Early::default()).await?;
     outcome.connected(&route, &upstream);
-    Ok(copy(End::Socket(accepted.socket), upstream.end, &outcome.live.transfer).await?)
+    Ok(copy(End::Socket(accepted.socket), upstream.end, Begun::default(), &outcome.live.transfer).await?)
 }

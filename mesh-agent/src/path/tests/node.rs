@@ -223,6 +223,39 @@ async fn another_endpoint_is_tried_when_one_cannot_be_reached() {
 }
 
 #[tokio::test]
+async fn another_endpoint_hears_all_that_was_said_to_one_that_refused() {
+    let (web, deaf, well) = (pod(1, "web", address()), pod(2, "deaf", address()), pod(3, "well", address()));
+    let virtual_address = address();
+    let (application, port) = app(well.addresses[0]).await;
+    let endpoint = |pod: &Pod| behind(workload(pod), "echo", 80, port.port().into());
+    // Most are drawn for the endpoint whose agent answers 503, because no application listens.
+    let mut refuses = endpoint(&deaf);
+    refuses.capacity = Some(1_000_000);
+    let echo = service("echo", &[&virtual_address.to_string()], &[80]);
+    let view = fixtures::view([workload(&web), refuses, endpoint(&well)], [echo], []);
+    let authority = Authority::new();
+    let dialled = SocketAddr::new(virtual_address, 80);
+    let a = Node::start(Some(view.clone()), std::slice::from_ref(&web), authority.wallet(&[identity("web")]), dialled);
+    let far = authority.wallet(&[identity("deaf"), identity("well")]);
+    let b = Node::start(Some(view), &[deaf.clone(), well.clone()], far, dialled);
+    b.listen(&deaf, Listener::Hbone).await;
+    b.listen(&well, Listener::Hbone).await;
+    let outbound = a.listen(&web, Listener::Outbound).await;
+    let mut client = dial(web.addresses[0], outbound).await.unwrap();
+    client.write_all(b"said before anybody answered").await.unwrap();
+    client.shutdown().await.unwrap();
+    let (mut server, _) = timeout(SOON, application.accept()).await.unwrap().unwrap();
+    let mut heard = Vec::new();
+    timeout(SOON, server.read_to_end(&mut heard)).await.unwrap().unwrap();
+    assert_eq!(heard, b"said before anybody answered");
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    let mut answer = Vec::new();
+    timeout(SOON, client.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"answer");
+}
+
+#[tokio::test]
 async fn a_pod_that_reaches_itself_is_judged_by_nobody() {
     let web = pod(1, "web", address());
     let (application, dialled) = app(web.addresses[0]).await;
