@@ -35,7 +35,7 @@ pub fn dispatch(context: &SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => dialling(context.ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => dialled(context.ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(context.ops),
-        BPF_SOCK_OPS_STATE_CB => changed(context.ops),
+        BPF_SOCK_OPS_STATE_CB if telemetry::is_telling(context) => changed(context.ops),
         _ => {}
     }
     DONE

@@ -53,7 +53,7 @@ pub static TICKET: LruHashMap<Tuple, Ticket> = LruHashMap::with_max_entries(65_5
 #[map]
 pub static FLOWS: HashMap<u64, Flow> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 21, 0);
 
 /// What a socket is to the hooks.
 #[btf_map]

@@ -1,10 +1,10 @@
-//! What is told about connections of enrolled pods: FLOWS while they live, EVENTS when they begin and end. Never wakes the
-//! agent per connection, and loses a record rather than delay a socket.
+//! What is told about connections of enrolled pods: FLOWS while they live, EVENTS when they end, or
+//! have begun without being judged. Never wakes the agent per connection, and loses a record rather than delay a socket.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING,
-    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT,
+    BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
 };
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
@@ -24,7 +24,16 @@ pub fn established(context: &SockOpsContext, flow: &mut Flow) {
         count(Counter::FlowsFull);
     }
     count(Counter::Established);
-    report(RecordKind::Established, 0, socket, flow, &Totals::default());
+    if flow.flags().has(FlowFlags::BEFORE_ENROLMENT) {
+        report(RecordKind::Established, 0, socket, flow, &Totals::default());
+    }
+}
+
+/// Whether anything follows from this change of state: from half of them nothing does.
+#[inline(always)]
+pub fn is_telling(context: &SockOpsContext) -> bool {
+    let new = field!(context.ops, __bindgen_anon_1.args[1]);
+    matches!(new, BPF_TCP_CLOSE | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING)
 }
 
 /// Notes FINs as they pass, because the kernel's byte counts include them.

@@ -1,4 +1,4 @@
-//! The records that hooks write when connections of enrolled pods are established, closed or refused. Never blocks.
+//! The records that hooks write when connections of enrolled pods are closed or refused. Never blocks.
 
 use std::os::fd::{AsFd, BorrowedFd};
 

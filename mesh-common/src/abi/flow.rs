@@ -130,7 +130,8 @@ impl Flow {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
-    /// A handshake ended.
+    /// A handshake ended that was under way when its pod was enrolled. The end of any other is told by FLOWS alone: nobody
+    /// would read the record.
     Established = 1,
     /// A connection is over; byte counts are final.
     Closed = 2,
