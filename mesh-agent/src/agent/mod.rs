@@ -193,6 +193,7 @@ impl Agent {
         self.spawn(drain, steering.run());
         self.spawn(drain, shared.confirm_identities(wanted));
         self.spawn(drain, shared.join_changes());
+        self.spawn(drain, shared.forget_start_up());
         let known = (shared.view.clone(), shared.pods.clone());
         let records = Records::new(&shared.kernel, known, shared.telemetry.clone(), shared.unseen.clone())?;
         self.spawn(drain, records.run());

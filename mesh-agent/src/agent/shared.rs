@@ -19,6 +19,9 @@ use crate::{
 
 use super::AgentError;
 
+/// Without a change for so long, an agent has settled.
+const QUIET: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What is shared between the control side and the workers.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -101,6 +104,20 @@ impl Shared {
                     return;
                 }
                 changes.send_modify(|generation| *generation += 1);
+            }
+        }
+    }
+
+    /// Lets go of what start-up has mapped, when the agent has its View and nothing has changed for a second.
+    pub(super) fn forget_start_up(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (view, mut changes) = (self.view.clone(), self.changes.subscribe());
+        async move {
+            loop {
+                match tokio::time::timeout(QUIET, changes.changed()).await {
+                    Err(_) if view.load().is_some() => return crate::memory::forget_program(),
+                    Ok(Err(_)) => return,
+                    Err(_) | Ok(Ok(())) => (),
+                }
             }
         }
     }
