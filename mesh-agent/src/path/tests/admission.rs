@@ -172,8 +172,13 @@ async fn one_more_handshake_than_a_pod_may_have_is_reset_and_those_before_it_sta
         silent.push(TcpStream::connect(ground.hbone).await.unwrap());
     }
     assert!(is_turned_away(TcpStream::connect(ground.hbone).await.unwrap()).await);
-    let counted = r#"response_flags="OVERLOAD""#;
-    assert!(ground.node.metrics().contains(counted), "{}", ground.node.metrics());
+    // It is recorded when its task ends, which the client may see before.
+    let counted = async {
+        while !ground.node.metrics().contains(r#"response_flags="OVERLOAD""#) {
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(timeout(SOON, counted).await.is_ok(), "{}", ground.node.metrics());
     for socket in &silent {
         let read = socket.try_read(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(read, Err(std::io::ErrorKind::WouldBlock), "it was ended");
