@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use mesh_api::proto::discovery::DeltaDiscoveryResponse;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -27,6 +28,8 @@ pub struct Metrics {
     registry: Registry,
     subscribers: Gauge,
     pushes: Family<TypeLabel, Counter>,
+    resources: Family<TypeLabel, Counter>,
+    removals: Family<TypeLabel, Counter>,
     nacks: Family<TypeLabel, Counter>,
     /// Certificates issued to agents.
     pub certificates_issued: Counter,
@@ -49,6 +52,8 @@ impl Metrics {
             registry: Registry::default(),
             subscribers: Gauge::default(),
             pushes: Family::default(),
+            resources: Family::default(),
+            removals: Family::default(),
             nacks: Family::default(),
             certificates_issued: Counter::default(),
             refusals: Family::default(),
@@ -66,6 +71,8 @@ impl Metrics {
         let to = &mut self.registry;
         to.register("mesh_xds_subscribers", "Agents connected", self.subscribers.clone());
         to.register("mesh_xds_pushes", "Responses sent to agents", self.pushes.clone());
+        to.register("mesh_xds_sent_resources", "Resources sent to agents", self.resources.clone());
+        to.register("mesh_xds_sent_removals", "Removals of resources sent to agents", self.removals.clone());
         to.register("mesh_xds_nacks", "Responses that agents refused", self.nacks.clone());
         to.register("mesh_certificates_issued", "Certificates issued to agents", self.certificates_issued.clone());
         to.register("mesh_certificates_refused", "Certificate requests refused", self.refusals.clone());
@@ -112,8 +119,11 @@ pub struct Subscriber {
 
 impl Subscriber {
     /// It was sent a response.
-    pub fn pushed(&self, type_url: &str) {
-        self.metrics.pushes.get_or_create(&label(type_url)).inc();
+    pub fn pushed(&self, response: &DeltaDiscoveryResponse) {
+        let (label, metrics) = (label(&response.type_url), &self.metrics);
+        metrics.pushes.get_or_create(&label).inc();
+        metrics.resources.get_or_create(&label).inc_by(response.resources.len() as u64);
+        metrics.removals.get_or_create(&label).inc_by(response.removed_resources.len() as u64);
     }
 
     /// It refused one.

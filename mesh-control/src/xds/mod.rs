@@ -133,7 +133,7 @@ impl SubscriberStream {
 
     async fn send(&mut self, responses: Vec<DeltaDiscoveryResponse>) -> Result<(), String> {
         for response in responses {
-            self.subscriber.pushed(&response.type_url);
+            self.subscriber.pushed(&response);
             self.responses.send(Ok(response)).await.map_err(|_| "closed by the agent".to_owned())?;
         }
         Ok(())
