@@ -1,7 +1,7 @@
 //! The order in which the agent's parts start and stop, and what each is given of the others.
 //!
 //! ```text
-//! start: lock -> kernel -> workers -> pods of before -> admin socket -> control, certificates, steering -> metrics, readiness
+//! start: lock -> kernel -> workers -> pods of before -> admin socket -> certificates, steering -> control -> metrics, readiness
 //! stop:  not ready -> no new connection -> drain -> what still runs is cut; steering stays pinned and refuses
 //! ```
 
@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     admin::{self, LogControl, Node},
-    certificates::Keeper,
+    certificates::{Feeds, Keeper, Vault, VaultError},
     config::{Config, DetachArguments},
     control::{Client, Published},
     drain::{Drain, Phase},
@@ -69,6 +69,9 @@ pub enum AgentError {
     /// Pods of before the restart.
     #[error(transparent)]
     Enrolment(#[from] enrol::NodeError),
+    /// Where keys are kept.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// The agent's own listeners.
     #[error(transparent)]
     Admin(#[from] admin::AdminError),
@@ -100,6 +103,7 @@ impl Agent {
     /// # Errors
     /// It cannot be made, or another agent has it.
     pub fn new(config: Config, log: LogControl) -> Result<Self, AgentError> {
+        hide_memory()?;
         let lock = lock(&config.run_dir)?;
         Ok(Self { config, log, _lock: lock })
     }
@@ -143,6 +147,7 @@ impl Agent {
         let settings = &self.config.kernel;
         let kernel = Kernel::start(settings).inspect_err(|_| precheck::log(settings))?;
         crate::memory::give_back();
+        let vault = Vault::open(&self.config.run_dir)?;
         let shared = Shared::new(Arc::new(kernel), &self.config)?;
         let (demand, demands) = Demand::channel(DEMANDS);
         let workers = shared.start_workers(&self.config, demand)?;
@@ -155,14 +160,14 @@ impl Agent {
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
         let client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
-        let (wanted, wanted_changes) = watch::channel(Arc::default());
-        let keeper = Keeper::new(
-            (shared.wallet.clone(), shared.wallet_changes.clone()),
-            client.status(),
-            line_changes,
-            wanted_changes,
-            shared.view_changes.subscribe(),
-        );
+        let (wanted, wanted_changes) = watch::channel(None);
+        let feeds = Feeds {
+            control: client.status(),
+            line: line_changes,
+            wanted: wanted_changes,
+            view_changes: shared.view_changes.subscribe(),
+        };
+        let keeper = Keeper::new((shared.wallet.clone(), shared.wallet_changes.clone()), vault, feeds);
         let node = Arc::new(Node {
             config: self.config.clone(),
             started: Instant::now(),
@@ -188,12 +193,12 @@ impl Agent {
         shared.telemetry.register(|registry| steering.register(registry));
         let sockets = admin::bind(&self.config)?;
         self.spawn(drain, registry.run());
-        self.spawn(drain, client.run());
         self.spawn(drain, keeper.run());
         self.spawn(drain, steering.run());
         self.spawn(drain, shared.confirm_identities(wanted));
         self.spawn(drain, shared.join_changes());
         self.spawn(drain, shared.forget_start_up());
+        self.spawn(drain, client.run());
         let known = (shared.view.clone(), shared.pods.clone());
         let records = Records::new(&shared.kernel, known, shared.telemetry.clone(), shared.unseen.clone())?;
         self.spawn(drain, records.run());
@@ -227,6 +232,13 @@ impl Agent {
     }
 }
 
+/// No core dump, and no other process's look, except root's: there are keys in it.
+fn hide_memory() -> Result<(), AgentError> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| AgentError::System { action: "forbid core dumps", source: error.into() })
+}
+
 /// One agent at a time in a run directory; the lock goes with the process.
 fn lock(run_dir: &Path) -> Result<fs::File, AgentError> {
     let failed = |action, path: &Path| {
@@ -244,7 +256,7 @@ fn lock(run_dir: &Path) -> Result<fs::File, AgentError> {
     }
 }
 
-/// Removes all programs, maps and pins, and puts back what pods' namespaces had: plain networking. Says how the node
+/// Removes all programs, maps, pins and keys, and puts back what pods' namespaces had: plain networking. Says how the node
 /// stands then, as `mesh-agent check` does.
 ///
 /// # Errors
@@ -253,6 +265,7 @@ pub fn detach(arguments: &DetachArguments) -> Result<(), AgentError> {
     let _lock = lock(&arguments.run_dir)?;
     Kernel::detach(&arguments.bpffs)?;
     enrol::forget_all(&arguments.run_dir.join("pods.json"))?;
+    Vault::empty(&arguments.run_dir)?;
     for fact in kernel::precheck(&arguments.cgroup_root, &arguments.bpffs) {
         println!("{}: {}", fact.name, fact.text);
     }

@@ -125,7 +125,7 @@ impl Shared {
     /// Says which identities must have a certificate: those of enrolled pods that the View confirms.
     pub(super) fn confirm_identities(
         &self,
-        wanted: watch::Sender<Arc<BTreeSet<Identity>>>,
+        wanted: watch::Sender<Option<Arc<BTreeSet<Identity>>>>,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (view, pods) = (self.view.clone(), self.pods.clone());
         let (mut view_changes, mut pod_changes) = (self.view_changes.subscribe(), self.pod_changes.subscribe());
@@ -134,8 +134,8 @@ impl Shared {
                 if let Some(view) = view.load_full() {
                     let identities = pods.load().identities(&view);
                     wanted.send_if_modified(|current| {
-                        let is_new = **current != identities;
-                        *current = Arc::new(identities);
+                        let is_new = current.as_deref() != Some(&identities);
+                        *current = Some(Arc::new(identities));
                         is_new
                     });
                 }

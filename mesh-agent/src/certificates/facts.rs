@@ -53,7 +53,7 @@ impl CertificateFacts {
 /// As OpenSSL prints it: without the byte of zeros that DER puts before a high first bit.
 fn serial(raw: &[u8]) -> String {
     let number = raw.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(raw);
-    super::hexadecimal(number).to_uppercase()
+    crate::digest::hexadecimal(number).to_uppercase()
 }
 
 #[cfg(test)]

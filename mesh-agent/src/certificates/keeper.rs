@@ -1,5 +1,6 @@
 //! Keeps the wallet full: one certificate for each identity that an enrolled pod has and the View confirms, renewed in
-//! time, dropped when its last pod has gone. Asks control; keeps what it has for as long as asking fails.
+//! time, dropped when its last pod has gone. Looks into the vault, asks control; keeps what it has for as long as asking
+//! fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,22 +10,21 @@ use std::{
 
 use arc_swap::ArcSwap;
 use mesh_api::Identity;
-use mesh_api::proto::ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
-use mesh_api::proto::wellknown::{Struct, Value, value::Kind};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::control::{Line, SharedControlStatus};
 
 use super::{
-    CertificateError, CertificateRequest, SharedWallet, TrustBundle, Wallet, WorkloadCertificate, renewal::Schedule,
+    SharedWallet, TrustBundle, Vault, Wallet, WorkloadCertificate,
+    attempt::{Attempt, attempt},
+    renewal::Schedule,
+    request::Issued,
 };
 
 /// Requests on their way at once. Source: ztunnel's limit.
 const PARALLEL: usize = 8;
-/// An answer that takes longer has failed.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// What is asked for; control may give less. Source: Istio's default.
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Clocks differ by a little: an expiry that is due is not looked at more often.
+const EXPIRY_LOOK: Duration = Duration::from_millis(100);
 
 /// What operators are shown of one identity's certificate.
 #[derive(Debug, Clone)]
@@ -37,29 +37,35 @@ pub struct CertificateStatus {
     pub error: String,
     /// When it is asked for next.
     pub renews_at: SystemTime,
+    /// The one in use was issued to an earlier run.
+    pub is_from_vault: bool,
+    /// The one in use outlives a restart.
+    pub is_kept: bool,
 }
 
 /// All of them, by identity; read without a lock.
 pub type SharedCertificateStatus = Arc<ArcSwap<Vec<CertificateStatus>>>;
-
-/// Why an attempt gave no certificate.
-#[derive(Debug, thiserror::Error)]
-enum AttemptError {
-    #[error("control refused: {0}")]
-    Refused(Box<tonic::Status>),
-    #[error("control did not answer within {} s", ANSWER_LIMIT.as_secs())]
-    Silent,
-    #[error(transparent)]
-    Certificate(#[from] CertificateError),
-}
-
-type Attempt = (Identity, Result<(WorkloadCertificate, Arc<TrustBundle>), AttemptError>);
 
 #[derive(Debug)]
 struct Entry {
     schedule: Schedule,
     is_asking: bool,
     error: String,
+    is_from_vault: bool,
+    is_kept: bool,
+}
+
+/// What tells the keeper what to do.
+#[derive(Debug)]
+pub struct Feeds {
+    /// The trust bundle.
+    pub control: SharedControlStatus,
+    /// The connection to control, while there is one.
+    pub line: watch::Receiver<Option<Line>>,
+    /// The identities that must have a certificate; none until that is known.
+    pub wanted: watch::Receiver<Option<Arc<BTreeSet<Identity>>>>,
+    /// Wakes the keeper for a new trust bundle.
+    pub view_changes: watch::Receiver<u64>,
 }
 
 /// The actor; [`Keeper::run`] it on the control thread.
@@ -67,11 +73,11 @@ struct Entry {
 pub struct Keeper {
     wallet: SharedWallet,
     wallet_changes: watch::Sender<u64>,
+    vault: Vault,
     status: SharedCertificateStatus,
-    control: SharedControlStatus,
-    line: watch::Receiver<Option<Line>>,
-    wanted: watch::Receiver<Arc<BTreeSet<Identity>>>,
-    view_changes: watch::Receiver<u64>,
+    feeds: Feeds,
+    /// What earlier runs kept for others has been removed.
+    is_vault_swept: bool,
     entries: BTreeMap<Identity, Entry>,
     attempts: JoinSet<Attempt>,
     /// The texts that the bundle in the wallet was read from; empty: it came with a chain.
@@ -79,22 +85,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `wallet` and what is raised at each of its changes; `wanted`: the identities that must have a certificate; `view_changes` wakes it for a new trust bundle.
-    pub fn new(
-        (wallet, wallet_changes): (SharedWallet, watch::Sender<u64>),
-        control: SharedControlStatus,
-        line: watch::Receiver<Option<Line>>,
-        wanted: watch::Receiver<Arc<BTreeSet<Identity>>>,
-        view_changes: watch::Receiver<u64>,
-    ) -> Self {
+    /// `wallet` and what is raised at each of its changes.
+    pub fn new((wallet, wallet_changes): (SharedWallet, watch::Sender<u64>), vault: Vault, feeds: Feeds) -> Self {
         Self {
             wallet,
             wallet_changes,
+            vault,
             status: SharedCertificateStatus::default(),
-            control,
-            line,
-            wanted,
-            view_changes,
+            feeds,
+            is_vault_swept: false,
             entries: BTreeMap::new(),
             attempts: JoinSet::new(),
             bundle_texts: Arc::default(),
@@ -111,6 +110,7 @@ impl Keeper {
         loop {
             self.take_bundle();
             self.take_wanted();
+            self.drop_expired();
             self.ask();
             self.report();
             let next_due = self.next_due();
@@ -121,9 +121,9 @@ impl Keeper {
                 }
             };
             tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() { return },
-                changed = self.view_changes.changed() => if changed.is_err() { return },
-                changed = self.line.changed() => {
+                changed = self.feeds.wanted.changed() => if changed.is_err() { return },
+                changed = self.feeds.view_changes.changed() => if changed.is_err() { return },
+                changed = self.feeds.line.changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -140,7 +140,7 @@ impl Keeper {
 
     /// A new connection: what failed for want of one is tried now.
     fn hurry(&mut self) {
-        if self.line.borrow_and_update().is_none() {
+        if self.feeds.line.borrow_and_update().is_none() {
             return;
         }
         let now = Instant::now();
@@ -150,8 +150,8 @@ impl Keeper {
     }
 
     fn take_bundle(&mut self) {
-        self.view_changes.borrow_and_update();
-        let texts = self.control.load().trust_bundle.clone();
+        self.feeds.view_changes.borrow_and_update();
+        let texts = self.feeds.control.load().trust_bundle.clone();
         if texts.is_empty() || texts == self.bundle_texts {
             return;
         }
@@ -163,24 +163,55 @@ impl Keeper {
     }
 
     fn take_wanted(&mut self) {
-        let wanted = self.wanted.borrow_and_update().clone();
-        self.entries.retain(|identity, _| wanted.contains(identity));
+        let Some(wanted) = self.feeds.wanted.borrow_and_update().clone() else { return };
+        if !std::mem::replace(&mut self.is_vault_swept, true) {
+            self.vault.retain(&wanted);
+        }
+        let gone = self.entries.extract_if(.., |identity, _| !wanted.contains(identity));
+        gone.for_each(|(identity, _)| self.vault.remove(&identity));
         if self.wallet.load().certificates.keys().any(|identity| !wanted.contains(identity)) {
             self.change_wallet(|wallet| wallet.certificates.retain(|identity, _| wanted.contains(identity)));
         }
+        for identity in wanted.iter().filter(|identity| !self.entries.contains_key(identity)).collect::<Vec<_>>() {
+            let entry = self.begin(identity);
+            self.entries.insert(identity.clone(), entry);
+        }
+    }
+
+    /// With what an earlier run was issued, if it kept that.
+    fn begin(&self, identity: &Identity) -> Entry {
         let now = Instant::now();
-        for identity in wanted.iter() {
-            self.entries.entry(identity.clone()).or_insert_with(|| Entry {
-                schedule: Schedule::new(now),
-                is_asking: false,
-                error: String::new(),
-            });
+        let mut entry = Entry {
+            schedule: Schedule::new(now),
+            is_asking: false,
+            error: String::new(),
+            is_from_vault: false,
+            is_kept: false,
+        };
+        let trust = self.wallet.load().trust.clone();
+        if let Some((certificate, issued)) = trust.and_then(|trust| self.vault.load(identity, &trust)) {
+            tracing::info!(%identity, serial = certificate.serial, "certificate of before the restart taken up");
+            entry.schedule.resumed(now, SystemTime::now(), issued, certificate.not_after);
+            (entry.is_from_vault, entry.is_kept) = (true, true);
+            self.change_wallet(|wallet| drop(wallet.certificates.insert(identity.clone(), Arc::new(certificate))));
+        }
+        entry
+    }
+
+    /// An expired key is kept for nobody; the wallet shows the certificate until there is another.
+    fn drop_expired(&mut self) {
+        let (wallet, now) = (self.wallet.load(), SystemTime::now());
+        for (identity, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.is_kept) {
+            if wallet.certificates.get(identity).is_none_or(|held| held.not_after <= now) {
+                self.vault.remove(identity);
+                entry.is_kept = false;
+            }
         }
     }
 
     /// Sends what is due, missing ones first, then the one that is longest overdue.
     fn ask(&mut self) {
-        let Some(line) = self.line.borrow().clone() else { return };
+        let Some(line) = self.feeds.line.borrow().clone() else { return };
         let (now, held) = (Instant::now(), self.wallet.load());
         let mut due: Vec<_> = self
             .entries
@@ -198,12 +229,25 @@ impl Keeper {
         }
     }
 
-    /// `None` while nothing can be sent: there is no connection, or enough is on its way; both wake the loop by themselves.
+    /// The next time at which something must be done that nothing else wakes the loop for.
     fn next_due(&self) -> Option<Instant> {
-        if self.line.borrow().is_none() || self.attempts.len() >= PARALLEL {
+        self.next_question().into_iter().chain(self.next_expiry()).min()
+    }
+
+    /// `None` while nothing can be sent: there is no connection, or enough is on its way; both wake the loop by themselves.
+    fn next_question(&self) -> Option<Instant> {
+        if self.feeds.line.borrow().is_none() || self.attempts.len() >= PARALLEL {
             return None;
         }
         self.entries.values().filter(|entry| !entry.is_asking).map(|entry| entry.schedule.due()).min()
+    }
+
+    fn next_expiry(&self) -> Option<Instant> {
+        let wallet = self.wallet.load();
+        let kept = self.entries.iter().filter(|(_, entry)| entry.is_kept);
+        let first = kept.filter_map(|(identity, _)| Some(wallet.certificates.get(identity)?.not_after)).min()?;
+        let left = first.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(Instant::now() + left.max(EXPIRY_LOOK))
     }
 
     fn settle(&mut self, (identity, result): Attempt) {
@@ -211,9 +255,15 @@ impl Keeper {
         let Some(entry) = self.entries.get_mut(&identity) else { return };
         entry.is_asking = false;
         match result {
-            Ok((certificate, bundle)) => {
+            Ok(Issued { certificate, bundle, pem }) => {
                 entry.schedule.issued(Instant::now(), SystemTime::now(), certificate.not_after);
                 entry.error.clear();
+                entry.is_from_vault = false;
+                let stored = self.vault.store(&identity, &pem);
+                entry.is_kept = stored.is_ok();
+                if let Err(error) = stored {
+                    tracing::error!(%identity, %error, "a certificate is not kept: after a restart it needs control");
+                }
                 tracing::info!(%identity, serial = certificate.serial, "certificate issued");
                 self.change_wallet(|wallet| {
                     if self.bundle_texts.is_empty() {
@@ -254,26 +304,9 @@ impl Keeper {
             certificate: wallet.certificates.get(identity).cloned(),
             error: entry.error.clone(),
             renews_at: wall + entry.schedule.due().saturating_duration_since(now),
+            is_from_vault: entry.is_from_vault,
+            is_kept: entry.is_kept,
         });
         self.status.store(Arc::new(rows.collect()));
     }
-}
-
-async fn attempt(line: Line, identity: Identity, bundle: Option<Arc<TrustBundle>>) -> Attempt {
-    let result = async {
-        let request = CertificateRequest::new(&identity)?;
-        let mut client = IstioCertificateServiceClient::with_interceptor(line.channel, line.bearer);
-        let name = Value { kind: Some(Kind::StringValue(identity.to_string())) };
-        let message = IstioCertificateRequest {
-            csr: request.csr_pem.clone(),
-            validity_duration: LIFETIME.as_secs() as i64,
-            metadata: Some(Struct { fields: [("ImpersonatedIdentity".to_owned(), name)].into() }),
-        };
-        let answer = tokio::time::timeout(ANSWER_LIMIT, client.create_certificate(message)).await;
-        let answer = answer.map_err(|_| AttemptError::Silent)?;
-        let answer = answer.map_err(|status| AttemptError::Refused(Box::new(status)))?;
-        Ok(request.accept(&answer.into_inner().cert_chain, bundle)?)
-    };
-    let result = result.await;
-    (identity, result)
 }

@@ -1,6 +1,7 @@
 //! Keys and certificates of the workloads of this node, and the roots that peers are verified against. Only this node's
-//! identities are asked for; a key never leaves the process and ends with it: a restarted agent asks for new certificates.
+//! identities are asked for; a key is in the process's memory and in the vault's tmpfs, and nowhere else.
 
+mod attempt;
 mod bundle;
 mod facts;
 mod keeper;
@@ -8,11 +9,13 @@ mod renewal;
 mod request;
 #[cfg(test)]
 mod tests;
+mod vault;
 
 pub use bundle::BundleError;
 pub use facts::{CertificateFacts, FactsError};
-pub use keeper::{CertificateStatus, Keeper, SharedCertificateStatus};
-pub use request::{CertificateError, CertificateRequest};
+pub use keeper::{CertificateStatus, Feeds, Keeper, SharedCertificateStatus};
+pub use request::{CertificateError, CertificateRequest, Issued, PrivatePem};
+pub use vault::{Vault, VaultError};
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
@@ -57,13 +60,3 @@ pub struct Wallet {
 
 /// The wallet of now, shared by all threads. Read without a lock.
 pub type SharedWallet = Arc<ArcSwap<Wallet>>;
-
-/// Lower-case digits without separators.
-fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}

@@ -24,9 +24,16 @@ impl Schedule {
     /// A certificate that ends at `not_after` has been issued: at half of what is left, up to a tenth of that earlier,
     /// so that pods that came together do not renew together. Counted from now, not from its notBefore, which lies back.
     pub fn issued(&mut self, now: Instant, wall: SystemTime, not_after: SystemTime) {
-        let half = not_after.duration_since(wall).unwrap_or_default() / 2;
-        self.due = now + half.mul_f64(0.9 + fastrand::f64() / 10.0);
+        self.resumed(now, wall, wall, not_after);
         self.backoff.reset();
+    }
+
+    /// A certificate that an earlier run was issued: as if that run went on.
+    pub fn resumed(&mut self, now: Instant, wall: SystemTime, issued: SystemTime, not_after: SystemTime) {
+        let issued = issued.min(wall);
+        let half = not_after.duration_since(issued).unwrap_or_default() / 2;
+        let due = issued + half.mul_f64(0.9 + fastrand::f64() / 10.0);
+        self.due = now + due.duration_since(wall).unwrap_or_default();
     }
 
     /// Asking failed.
@@ -63,6 +70,22 @@ mod tests {
         let (first, last) = (dues.iter().min().unwrap(), dues.iter().max().unwrap());
         assert!(*last <= day / 2 && *first >= day.mul_f64(0.45), "{first:?} {last:?}");
         assert!(*last - *first > day / 200, "no jitter");
+    }
+
+    #[test]
+    fn half_life_counts_from_issue_over_a_restart() {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let hour = Duration::from_secs(3600);
+        let due = |age: Duration| {
+            let mut schedule = Schedule::new(now);
+            schedule.resumed(now, wall, wall - age, wall - age + 24 * hour);
+            schedule.due() - now
+        };
+        assert!(due(10 * hour) <= 2 * hour && due(10 * hour) >= Duration::from_secs(2880), "{:?}", due(10 * hour));
+        assert_eq!(due(13 * hour), Duration::ZERO, "it is late already");
+        let mut ahead = Schedule::new(now);
+        ahead.resumed(now, wall, wall + 48 * hour, wall + 24 * hour);
+        assert!(ahead.due() - now <= 12 * hour, "a clock that was put back");
     }
 
     #[test]

@@ -26,8 +26,8 @@ use tonic::{
     transport::{Server, ServerTlsConfig},
 };
 
-use super::{Keeper, SharedCertificateStatus, SharedWallet};
-use crate::{control::ControlAddress, control::SharedControlStatus, drain::Drain, proving};
+use super::{Feeds, Keeper, SharedCertificateStatus, SharedWallet, Vault};
+use crate::{control::ControlAddress, control::SharedControlStatus, drain::Drain, private::tests::Scratch, proving};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -63,10 +63,11 @@ impl IstioCertificateService for Authority {
 /// A keeper that runs, and the authority that it asks.
 struct Ground {
     directory: std::path::PathBuf,
+    scratch: Scratch,
     wallet: SharedWallet,
     wallet_changes: watch::Receiver<u64>,
     status: SharedCertificateStatus,
-    wanted: watch::Sender<Arc<BTreeSet<Identity>>>,
+    wanted: watch::Sender<Option<Arc<BTreeSet<Identity>>>>,
     refuses: Arc<AtomicBool>,
     _view_changes: watch::Sender<u64>,
     _line: watch::Sender<Option<crate::control::Line>>,
@@ -104,21 +105,23 @@ impl Ground {
             .serve_with_incoming(TcpListenerStream::new(listener));
         drain.spawn(async move { serve.await.unwrap() });
         let line = watch::channel(Some(address.dial().await.unwrap())).0;
-        let (wanted, wanted_changes) = watch::channel(Arc::default());
+        let (wanted, wanted_changes) = watch::channel(None);
         let (changes, wallet_changes) = watch::channel(0);
         let view_changes = watch::channel(0).0;
         let wallet = SharedWallet::default();
-        let keeper = Keeper::new(
-            (wallet.clone(), changes),
-            SharedControlStatus::default(),
-            line.subscribe(),
-            wanted_changes,
-            view_changes.subscribe(),
-        );
+        let feeds = Feeds {
+            control: SharedControlStatus::default(),
+            line: line.subscribe(),
+            wanted: wanted_changes,
+            view_changes: view_changes.subscribe(),
+        };
+        let scratch = Scratch::new(&format!("keeper-{name}"));
+        let keeper = Keeper::new((wallet.clone(), changes), Vault::open(&scratch.0).unwrap(), feeds);
         let status = keeper.status();
         drain.spawn(keeper.run());
         Self {
             directory,
+            scratch,
             wallet,
             wallet_changes,
             status,
@@ -131,7 +134,7 @@ impl Ground {
     }
 
     fn want(&self, names: &[&str]) {
-        self.wanted.send_replace(Arc::new(names.iter().map(|name| proving::identity(name)).collect()));
+        self.wanted.send_replace(Some(Arc::new(names.iter().map(|name| proving::identity(name)).collect())));
     }
 
     async fn wallet_changes(&mut self) {
@@ -144,6 +147,11 @@ impl Ground {
 
     fn error(&self) -> String {
         self.status.load().first().map(|status| status.error.clone()).unwrap_or_default()
+    }
+
+    /// How many keys outlive a restart.
+    fn kept(&self) -> usize {
+        std::fs::read_dir(Vault::directory(&self.scratch.0)).unwrap().count()
     }
 
     async fn until(&self, is_so: impl Fn(&Self) -> bool) {
@@ -192,4 +200,50 @@ async fn a_certificate_is_renewed_at_half_of_its_life_and_kept_while_that_fails(
     ground.wallet_changes().await;
     assert_ne!(ground.serial("web").expect("a certificate"), first);
     ground.until(|ground| ground.error().is_empty()).await;
+}
+
+#[tokio::test]
+async fn keys_outlive_a_restart_and_neither_their_pods_nor_their_time() {
+    let mut ground = Ground::start("kept", Duration::from_secs(3600)).await;
+    ground.want(&["web", "db"]);
+    ground.until(|ground| ground.serial("web").is_some() && ground.kept() == 2).await;
+    assert!(ground.status.load().iter().all(|status| status.is_kept && !status.is_from_vault));
+
+    // Another run without control: only the roots are known.
+    let (wanted, wanted_changes) = watch::channel(None);
+    let wallet = SharedWallet::default();
+    wallet.store(Arc::new(super::Wallet { trust: ground.wallet.load().trust.clone(), ..super::Wallet::default() }));
+    let (line, view_changes) = (watch::channel(None).0, watch::channel(0).0);
+    let feeds = Feeds {
+        control: SharedControlStatus::default(),
+        line: line.subscribe(),
+        wanted: wanted_changes,
+        view_changes: view_changes.subscribe(),
+    };
+    let keeper = Keeper::new((wallet.clone(), watch::channel(0).0), Vault::open(&ground.scratch.0).unwrap(), feeds);
+    let (status, drain) = (keeper.status(), Drain::default());
+    drain.spawn(keeper.run());
+    tokio::task::yield_now().await;
+    assert_eq!(ground.kept(), 2, "nothing is removed before it is known who lives");
+    wanted.send_replace(Some(Arc::new([proving::identity("web")].into())));
+    ground.until(|ground| status.load().iter().any(|status| status.is_from_vault) && ground.kept() == 1).await;
+    let held = wallet.load().certificates[&proving::identity("web")].clone();
+    assert_eq!(Some(held.serial.clone()), ground.serial("web"));
+    assert!(status.load()[0].renews_at > SystemTime::now() + Duration::from_secs(1500), "no haste after a restart");
+
+    wanted.send_replace(Some(Arc::default()));
+    ground.until(|ground| ground.kept() == 0).await;
+    ground.want(&[]);
+    ground.wallet_changes().await;
+}
+
+#[tokio::test]
+async fn an_expired_key_is_not_kept() {
+    let ground = Ground::start("expired", Duration::from_secs(2)).await;
+    ground.want(&["web"]);
+    ground.until(|ground| ground.kept() == 1).await;
+    ground.refuses.store(true, Ordering::Relaxed);
+    ground.until(|ground| ground.kept() == 0).await;
+    let held = ground.wallet.load().certificates[&proving::identity("web")].clone();
+    assert!(held.not_after <= SystemTime::now());
 }

@@ -3,14 +3,12 @@
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::NetworkNamespace;
+use crate::{kernel::NetworkNamespace, private};
 
 use super::{claim::Claim, error::NodeError, sysctl::SavedSysctls};
 
@@ -99,19 +97,9 @@ impl Record {
     /// # Errors
     /// It cannot be written; the old one stays.
     pub fn store(&self, path: &Path) -> Result<(), RecordError> {
-        let failed = |action| move |source| RecordError::File { action, path: path.into(), source };
-        let next = path.with_extension("next");
         let text =
             serde_json::to_vec_pretty(self).map_err(|source| RecordError::Malformed { path: path.into(), source })?;
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)
-            .map_err(failed("write"))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed("write"))?;
-        fs::rename(&next, path).map_err(failed("replace"))
+        private::replace(path, &text).map_err(|source| RecordError::File { action: "write", path: path.into(), source })
     }
 }
 

@@ -20,11 +20,15 @@ use super::{
 use crate::{
     certificates::WorkloadCertificate,
     drain::{Drain, Phase},
+    tls::TlsError,
 };
 
 /// Why a tunnel was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// Our certificate or the roots are missing.
+    #[error(transparent)]
+    Credentials(#[from] TlsError),
     /// No certificate, a wrong one, another protocol, or a peer that went away.
     #[error("TLS handshake: {0}")]
     Tls(#[source] io::Error),

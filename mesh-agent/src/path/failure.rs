@@ -5,7 +5,10 @@ use http::StatusCode;
 use mesh_api::Identity;
 
 use super::{authorize::Decision, connect::ConnectError, copy::CopyError, origin::OriginError, resolve::ResolveError};
-use crate::hbone::{OpenError, ServerError, TunnelError};
+use crate::{
+    hbone::{OpenError, ServerError, TunnelError},
+    tls::TlsError,
+};
 
 /// Why a connection ended otherwise than by both ends.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +112,7 @@ pub enum Flag {
     TlsFailure,
     H2HandshakeFailure,
     IdentityError,
+    NoCertificate,
     Starting,
     NotRedirected,
     BadRequest,
@@ -135,6 +139,7 @@ impl Flag {
         Self::TlsFailure,
         Self::H2HandshakeFailure,
         Self::IdentityError,
+        Self::NoCertificate,
         Self::Starting,
         Self::NotRedirected,
         Self::BadRequest,
@@ -158,6 +163,7 @@ impl Flag {
             Self::TlsFailure => "TLS_FAILURE",
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::NoCertificate => "NO_CERTIFICATE",
             Self::Starting => "STARTING",
             Self::NotRedirected => "NOT_REDIRECTED",
             Self::BadRequest => "BAD_REQUEST",
@@ -190,7 +196,7 @@ impl Failure {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Starting | Self::Crowded(_) => Blame::Mesh,
+            Self::Starting | Self::Crowded(_) | Self::Tunnel(ServerError::Credentials(_)) => Blame::Mesh,
             Self::Origin(OriginError::NotRedirected) | Self::Tunnel(_) | Self::Mismatch(_) | Self::Request(_) => {
                 Blame::Downstream
             }
@@ -212,6 +218,7 @@ impl Failure {
             Self::Starting => Flag::Starting,
             Self::Origin(OriginError::NotRedirected) => Flag::NotRedirected,
             Self::Origin(OriginError::Kernel(_)) => Flag::NotRedirected,
+            Self::Tunnel(ServerError::Credentials(error)) => credentials_flag(error),
             Self::Origin(OriginError::Identity(_)) | Self::Mismatch(_) => Flag::IdentityError,
             Self::Tunnel(ServerError::Tls(_) | ServerError::Timeout) => Flag::TlsFailure,
             Self::Tunnel(ServerError::Http(_)) => Flag::H2HandshakeFailure,
@@ -251,12 +258,19 @@ impl Failure {
     }
 }
 
+fn credentials_flag(error: &TlsError) -> Flag {
+    match error {
+        TlsError::NoCertificate(_) | TlsError::NoTrust | TlsError::Expired(_) => Flag::NoCertificate,
+        TlsError::Config(_) => Flag::IdentityError,
+    }
+}
+
 fn connect_flag(error: &ConnectError) -> Flag {
     match error {
         ConnectError::Dial(_) => Flag::Connect,
         ConnectError::Request(_) => Flag::BadRequest,
         ConnectError::Open(OpenError::Tunnel(error)) => match &**error {
-            TunnelError::Credentials(_) => Flag::IdentityError,
+            TunnelError::Credentials(error) => credentials_flag(error),
             TunnelError::Dial(_) => Flag::Connect,
             TunnelError::Tls { .. } | TunnelError::Timeout(_) => Flag::TlsFailure,
             TunnelError::Http { .. } => Flag::H2HandshakeFailure,

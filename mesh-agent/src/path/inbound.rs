@@ -80,9 +80,9 @@ async fn admit(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<Ser
 async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result<Server, Failure> {
     let view = worker.view().ok_or(Failure::Starting)?;
     let identity = origin::pod_identity(&pod.pod, &view.mesh).map_err(origin::OriginError::Identity)?;
-    let missing = |error| Failure::Tunnel(ServerError::Tls(std::io::Error::other(error)));
-    let credentials = worker.credentials(&identity).await.map_err(missing)?;
-    let config = worker.server_config(&identity, &credentials, &view.mesh.trust_domain).map_err(missing)?;
+    let credentials = worker.credentials(&identity).await.map_err(ServerError::Credentials)?;
+    let config = worker.server_config(&identity, &credentials, &view.mesh.trust_domain);
+    let config = config.map_err(ServerError::Credentials)?;
     let server = Server::accept(accepted.socket, config, &credentials.certificate).await?;
     let remote = origin::canonical(accepted.peer).ip();
     // An address that was given to another pod a moment ago: the View is waited for.
