@@ -1,10 +1,11 @@
 //! The per-node agent. `path` is a connection's way from accept to the last copied byte; everything else feeds it:
 //! `kernel` steers sockets to it, `control` and `view` say what the mesh looks like, `certificates` and `tls` prove who
-//! is who, `enrol` knows the pods of this node, `steer` compiles what the kernel may decide alone, `admin` and
+//! is who, `cache` keeps what control said over a restart, `enrol` knows the pods of this node, `steer` compiles what the kernel may decide alone, `admin` and
 //! `telemetry` show what happened.
 
 pub mod admin;
 pub mod agent;
+pub mod cache;
 pub mod certificates;
 pub mod config;
 pub mod control;

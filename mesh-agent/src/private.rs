@@ -98,6 +98,14 @@ pub(crate) fn make_directory(path: &Path) -> io::Result<File> {
     Ok(directory)
 }
 
+/// Makes the directory that a file will be in, unless there is one. It may be open to readers: the file is not.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| DirBuilder::new().recursive(true).mode(0o700).create(parent))
+}
+
 /// Whether what is written there stays in memory.
 ///
 /// # Errors

@@ -62,6 +62,13 @@ impl Daemon {
         self.with(Process::stop)
     }
 
+    /// Ends it as a bug in it would.
+    pub(crate) fn aborts(&self) -> ExitStatus {
+        self.signal(Signal::ABORT);
+        let ended = || self.with(Process::ended).ok_or_else(|| "it still runs".to_owned());
+        eventually(&format!("{} has ended", self.name), LIMIT, ended)
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         self.with(|process| process.signal(signal));
     }

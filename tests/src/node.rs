@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::Output,
+    process::{ExitStatus, Output},
     time::Duration,
 };
 
@@ -65,6 +65,7 @@ impl Node {
             ("--cgroup-root", shown(self.cgroup.path())),
             ("--bpffs", shown(&self.directory.join("bpf"))),
             ("--run-dir", shown(&self.directory)),
+            ("--state-dir", shown(&self.directory.join("state"))),
             ("--control", format!("https://{control}")),
             ("--control-root", shown(root)),
             ("--node-token", shown(token)),
@@ -104,6 +105,16 @@ impl Node {
         &self.directory
     }
 
+    /// What the agent keeps of the View over a restart.
+    pub fn cached_view(&self) -> PathBuf {
+        self.directory.join("state").join(format!("{}.view", self.name))
+    }
+
+    /// Where the agent keeps keys over a restart of its own.
+    pub fn keys(&self) -> PathBuf {
+        self.directory.join("keys")
+    }
+
     /// The agent's admin service.
     pub fn admin(&self) -> Admin {
         Admin::new(self.directory.join("admin.sock"))
@@ -127,6 +138,11 @@ impl Node {
     /// Kills the agent as a crash would.
     pub fn kill_agent(&self) {
         self.daemon.kill();
+    }
+
+    /// Ends the agent as a bug in it would (SIGABRT); how it ended.
+    pub fn abort_agent(&self) -> ExitStatus {
+        self.daemon.aborts()
     }
 
     /// Asks the agent to end and waits for it.

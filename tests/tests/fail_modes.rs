@@ -186,18 +186,20 @@ fn a_control_daemon_that_restarts_beside_a_damaged_manifest_serves_what_it_last_
     assert!(mesh.control().metrics().sum("mesh_config_errors", &[]) > 0.0, "the mistake is reported");
     // One that knows nothing of before.
     mesh.node("node-a").stop_agent();
+    std::fs::remove_file(mesh.node("node-a").cached_view()).expect("the agent has written it");
     mesh.node("node-a").start_agent();
     mesh.node("node-a").is_ready();
     web.reaches(far.at(80));
 }
 
 #[test]
-fn an_agent_that_starts_while_control_is_away_refuses_until_it_is_back() {
+fn an_agent_that_starts_without_control_and_without_a_view_on_disk_refuses_until_control_is_back() {
     let mesh = Mesh::new();
     let Pods { web, near, far } = pods(&mesh);
 
     mesh.control().kill();
     mesh.node("node-a").stop_agent();
+    std::fs::remove_file(mesh.node("node-a").cached_view()).expect("the agent has written it");
     mesh.node("node-a").start_agent();
 
     web.dial(&far).is_refused();

@@ -58,6 +58,6 @@ fn root_row(root: &CertificateDer<'_>, now: SystemTime) -> CertificateRow {
     row
 }
 
-fn seconds(time: SystemTime) -> i64 {
+pub(super) fn seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

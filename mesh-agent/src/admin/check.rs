@@ -39,6 +39,7 @@ pub(super) fn all(node: &Node) -> Vec<CheckRow> {
         control(node),
         resources(&node.control.load().types),
         view(node),
+        cache(node),
         trust(node),
         certificates(node),
         clock(&node.wallet.load(), SystemTime::now()),
@@ -159,9 +160,26 @@ fn resources(types: &[TypeStatus]) -> CheckRow {
 }
 
 fn view(node: &Node) -> CheckRow {
-    match node.view.load_full() {
-        Some(view) => ok("view", format!("generation {}", view.generation)),
-        None => failed("view", "none yet: connections through the agent are refused", "see `control`"),
+    let from_disk = node.control.load().view_cached;
+    match (node.view.load_full(), from_disk) {
+        (Some(view), None) => ok("view", format!("generation {}", view.generation)),
+        (Some(_), Some(saved)) => {
+            let age_s = saved.elapsed().unwrap_or_default().as_secs();
+            warning("view", format!("from disk, written {age_s} s ago; control has not confirmed it"), "see `control`")
+        }
+        (None, _) => failed("view", "none yet: connections through the agent are refused", "see `control`"),
+    }
+}
+
+fn cache(node: &Node) -> CheckRow {
+    let status = node.cache.load();
+    match status.error.is_empty() {
+        true => ok("cache", format!("the View is kept in {}", node.config.cached_view().display())),
+        false => warning(
+            "cache",
+            status.error.clone(),
+            "an agent that restarts now needs control; is there room in --state-dir, and is it the agent's alone?",
+        ),
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) fn page(node: &Node) -> Result<String, fmt::Error> {
     agent(&mut page, node)?;
     kernel(&mut page, node)?;
     control(&mut page, node)?;
+    cache(&mut page, node)?;
     certificates(&mut page, node)?;
     page.0.push_str(END);
     Ok(page.0)
@@ -136,6 +137,27 @@ fn control(page: &mut Page, node: &Node) -> fmt::Result {
         page.value("mesh_view_age_seconds", &[], published.elapsed().as_secs_f64())?;
     }
     Ok(())
+}
+
+/// What outlives a restart.
+fn cache(page: &mut Page, node: &Node) -> fmt::Result {
+    let (control, cache) = (node.control.load(), node.cache.load());
+    page.family(
+        "mesh_view_from_cache",
+        "gauge",
+        "Whether the View in force is from disk and not confirmed by control",
+    )?;
+    page.value("mesh_view_from_cache", &[], u8::from(control.view_cached.is_some()))?;
+    page.family("mesh_view_cache_writes", "counter", "Times that the View was written to disk")?;
+    page.value("mesh_view_cache_writes_total", &[], cache.saves)?;
+    page.family("mesh_view_cache_failures", "counter", "Times that the View on disk was refused or not written")?;
+    page.value("mesh_view_cache_failures_total", &[], cache.failures)?;
+    let certificates = node.certificates.load();
+    let held = || certificates.iter().filter(|status| status.certificate.is_some());
+    page.family("mesh_certificates_from_disk", "gauge", "Certificates in use that an earlier run was issued")?;
+    page.value("mesh_certificates_from_disk", &[], held().filter(|status| status.is_from_vault).count())?;
+    page.family("mesh_certificates_not_kept", "gauge", "Certificates in use that a restart would lose")?;
+    page.value("mesh_certificates_not_kept", &[], held().filter(|status| !status.is_kept).count())
 }
 
 fn certificates(page: &mut Page, node: &Node) -> fmt::Result {

@@ -25,6 +25,7 @@ use std::{
 };
 
 use crate::{
+    cache::SharedCacheStatus,
     certificates::{SharedCertificateStatus, SharedWallet},
     config::Config,
     control::SharedControlStatus,
@@ -59,6 +60,8 @@ pub struct Node {
     pub certificates: SharedCertificateStatus,
     /// How the control connection goes.
     pub control: SharedControlStatus,
+    /// What of the View is on disk.
+    pub cache: SharedCacheStatus,
     /// Counters of connections.
     pub telemetry: Arc<Telemetry>,
     /// The log filter.

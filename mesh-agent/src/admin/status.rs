@@ -1,12 +1,17 @@
-//! Is the agent in sync?
+//! Is the agent in sync, and from where does it know what it knows?
+
+use std::time::SystemTime;
 
 use mesh_api::proto::admin::{ResourceTypeStatus, StatusResponse};
 
-use super::Node;
+use super::{Node, certificates::seconds};
 
 pub(super) fn status(node: &Node) -> StatusResponse {
     let control = node.control.load();
     let wallet = node.wallet.load();
+    let certificates = node.certificates.load();
+    let is_usable = |held: &crate::certificates::WorkloadCertificate| held.not_after > SystemTime::now();
+    let usable = || certificates.iter().filter(|status| status.certificate.as_deref().is_some_and(is_usable));
     StatusResponse {
         node: node.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -30,5 +35,10 @@ pub(super) fn status(node: &Node) -> StatusResponse {
         workers: node.config.kernel.workers,
         trust_bundle_hash: wallet.trust.as_ref().map(|trust| trust.hash.clone()).unwrap_or_default(),
         uptime_ms: node.started.elapsed().as_millis() as u64,
+        control_away_since: control.away_since.map_or(0, seconds),
+        view_cached_at: control.view_cached.map_or(0, seconds),
+        cache_error: node.cache.load().error.clone(),
+        certificates: usable().count() as u32,
+        certificates_from_disk: usable().filter(|status| status.is_from_vault).count() as u32,
     }
 }

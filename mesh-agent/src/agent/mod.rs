@@ -1,7 +1,8 @@
 //! The order in which the agent's parts start and stop, and what each is given of the others.
 //!
 //! ```text
-//! start: lock -> kernel -> workers -> pods of before -> admin socket -> certificates, steering -> control -> metrics, readiness
+//! start: lock -> kernel -> workers -> pods of before -> admin socket -> certificates, steering -> View of before -> control ->
+//!        metrics, readiness
 //! stop:  not ready -> no new connection -> drain -> what still runs is cut; steering stays pinned and refuses
 //! ```
 
@@ -26,6 +27,7 @@ use tokio::{
 
 use crate::{
     admin::{self, LogControl, Node},
+    cache::{Owner, Saver},
     certificates::{Feeds, Keeper, Vault, VaultError},
     config::{Config, DetachArguments},
     control::{Client, Published},
@@ -159,7 +161,8 @@ impl Agent {
         let (registry, enrolment) = Registry::start(settings, shared.wiring(&workers, &classes)).await?;
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
-        let client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let mut client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let mut saver = self.saver(&client, &shared);
         let (wanted, wanted_changes) = watch::channel(None);
         let feeds = Feeds {
             control: client.status(),
@@ -179,6 +182,7 @@ impl Agent {
             wallet: shared.wallet.clone(),
             certificates: keeper.status(),
             control: client.status(),
+            cache: saver.status(),
             telemetry: shared.telemetry.clone(),
             log: self.log.clone(),
             drain: drain.clone(),
@@ -198,12 +202,21 @@ impl Agent {
         self.spawn(drain, shared.confirm_identities(wanted));
         self.spawn(drain, shared.join_changes());
         self.spawn(drain, shared.forget_start_up());
+        // All who follow the View are there: it wakes them.
+        recall(&mut saver, &mut client);
         self.spawn(drain, client.run());
+        let closing = drain.clone();
+        drain.spawn(saver.run(async move { closing.reached(Phase::Closing).await }));
         let known = (shared.view.clone(), shared.pods.clone());
         let records = Records::new(&shared.kernel, known, shared.telemetry.clone(), shared.unseen.clone())?;
         self.spawn(drain, records.run());
         admin::serve(sockets, node.clone(), enrolment, drain);
         Ok((node, workers))
+    }
+
+    fn saver(&self, client: &Client, shared: &Shared) -> Saver {
+        let owner = Owner { node: self.config.node.clone(), control: self.config.control.uri.clone() };
+        Saver::new(self.config.cached_view(), owner, client.resources(), shared.view_changes.subscribe())
     }
 
     /// All at once: the time is the same for each.
@@ -229,6 +242,18 @@ impl Agent {
                 () = closing.reached(Phase::Closing) => {}
             }
         });
+    }
+}
+
+/// Starts with the View of before a restart. Without one the agent waits for control, and refuses.
+fn recall(saver: &mut Saver, client: &mut Client) {
+    match saver.load(|contents| client.restore(contents)) {
+        Ok(Some(saved)) => {
+            let age_s = saved.elapsed().unwrap_or_default().as_secs();
+            tracing::info!(age_s, "the View of before the restart is in force until control answers");
+        }
+        Ok(None) => tracing::info!("no View is kept on disk: waiting for control"),
+        Err(error) => tracing::error!(%error, "the View on disk is refused: waiting for control"),
     }
 }
 

@@ -38,9 +38,12 @@ pub struct RunArguments {
     /// Mount point of a bpffs of the agent's own; mounted when it is not.
     #[arg(long)]
     pub bpffs: PathBuf,
-    /// Directory of the admin socket and of what outlives a restart.
+    /// Directory of the admin socket and of what outlives a restart; on a tmpfs, because keys are below it.
     #[arg(long)]
     pub run_dir: PathBuf,
+    /// Directory of what outlives the machine's restart too: the last View, without secrets.
+    #[arg(long, default_value = "/var/lib/mesh-agent")]
+    pub state_dir: PathBuf,
     /// The control daemon, https://HOST:PORT.
     #[arg(long)]
     pub control: String,

@@ -32,6 +32,8 @@ pub struct Config {
     pub node: String,
     /// Directory of the admin socket and of what outlives a restart.
     pub run_dir: PathBuf,
+    /// Directory of the cached View.
+    pub state_dir: PathBuf,
     /// What the kernel side is started with; its cgroup root has all links resolved.
     pub kernel: KernelSettings,
     /// Where control is.
@@ -72,7 +74,8 @@ impl Config {
             note("node", format!("{:?} is not a DNS subdomain", arguments.node));
         }
         let cgroup_root = take(check_cgroup(&arguments.cgroup_root), "cgroup-root", &mut note);
-        for (name, path) in [("bpffs", &arguments.bpffs), ("run-dir", &arguments.run_dir)] {
+        let paths = [("bpffs", &arguments.bpffs), ("run-dir", &arguments.run_dir), ("state-dir", &arguments.state_dir)];
+        for (name, path) in paths {
             if !path.is_absolute() {
                 note(name, format!("{} is not an absolute path", path.display()));
             }
@@ -97,6 +100,7 @@ impl Config {
         Ok(Self {
             node: arguments.node.clone(),
             run_dir: arguments.run_dir.clone(),
+            state_dir: arguments.state_dir.clone(),
             kernel: KernelSettings {
                 cgroup_root,
                 bpffs: arguments.bpffs.clone(),
@@ -115,6 +119,11 @@ impl Config {
             access_log: arguments.access_log,
             drain_time: drain,
         })
+    }
+
+    /// Where the last View is kept. The node is in its name: agents of several nodes share nothing but the directory.
+    pub fn cached_view(&self) -> PathBuf {
+        self.state_dir.join(format!("{}.view", self.node))
     }
 
     /// The admin socket.
@@ -240,6 +249,7 @@ mod tests {
         assert_eq!(config.kernel.direct_max_age, Duration::from_secs(60));
         assert_eq!(config.addresses.metrics, "0.0.0.0:15020".parse().unwrap());
         assert_eq!(config.admin_socket(), Path::new("/run/m/admin.sock"));
+        assert_eq!(config.cached_view(), Path::new("/var/lib/mesh-agent/node-a.view"));
         assert!((1..=4).contains(&config.kernel.workers));
         assert_eq!(config.kernel.map_sizes, MapSizes::default());
     }
@@ -251,6 +261,7 @@ mod tests {
         wrong.cgroup_root = "/proc".into();
         wrong.control = "http://10.0.0.1".into();
         wrong.run_dir = "run".into();
+        wrong.state_dir = "state".into();
         wrong.maps.max_pods = 0;
         wrong.maps.event_bytes = 5000;
         let Mistakes(mistakes) = Config::check(&wrong).unwrap_err();
@@ -259,6 +270,7 @@ mod tests {
             "--node",
             "--cgroup-root",
             "--run-dir",
+            "--state-dir",
             "--control",
             "--admin-address",
             "--workers",

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_api::proto::discovery::{
@@ -14,7 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::view::{DemandRequest, SharedView};
+use crate::{
+    cache::{CacheError, Contents, SharedResources},
+    view::{DemandRequest, SharedView},
+};
 
 use super::{
     Backoff, ControlAddress, ControlStatus, DialError, SharedControlStatus,
@@ -80,7 +83,8 @@ impl Client {
         line: watch::Sender<Option<Line>>,
     ) -> Self {
         let state = State::new();
-        let status = ControlStatus { types: state.types(), ..ControlStatus::default() };
+        let status =
+            ControlStatus { types: state.types(), away_since: Some(SystemTime::now()), ..ControlStatus::default() };
         Self {
             address,
             node: describe_node(node),
@@ -98,6 +102,27 @@ impl Client {
         self.status.clone()
     }
 
+    /// What is in force, as control sent it; stays current while the client runs.
+    pub fn resources(&self) -> SharedResources {
+        self.state.resources()
+    }
+
+    /// Publishes what an earlier run was told, before there is a stream; control is then asked for changes only.
+    ///
+    /// # Errors
+    /// This version of the agent would not take it from control: nothing is published.
+    pub fn restore(&mut self, contents: &Contents) -> Result<(), CacheError> {
+        self.state.restore(contents)?;
+        let (types, trust_bundle) = (self.state.types(), self.state.trust_bundle());
+        self.note(|status| {
+            status.types = types;
+            status.trust_bundle = trust_bundle;
+        });
+        self.publish();
+        self.note(|status| status.view_cached = Some(contents.saved()));
+        Ok(())
+    }
+
     /// Keeps a stream open, for ever.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(15));
@@ -111,6 +136,9 @@ impl Client {
             self.line.send_replace(None);
             self.note(|status| {
                 status.is_connected = false;
+                if was_connected {
+                    status.away_since = Some(SystemTime::now());
+                }
                 status.last_error = end.to_string();
                 status.terminations += u64::from(was_connected);
             });
@@ -178,7 +206,7 @@ impl Client {
                 biased;
                 answer = answers.message() => {
                     let answer = answer?.ok_or(StreamEnd::Ended)?;
-                    self.receive(&answer, requests).await?;
+                    self.receive(answer, requests).await?;
                 }
                 Some(demand) = self.demands.recv() => {
                     if let Some(name) = self.state.demand(demand) {
@@ -203,22 +231,24 @@ impl Client {
 
     async fn receive(
         &mut self,
-        answer: &DeltaDiscoveryResponse,
+        answer: DeltaDiscoveryResponse,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), StreamEnd> {
+        let type_url = answer.type_url.clone();
         let reply = self.state.receive(answer);
         let (types, trust_bundle) = (self.state.types(), self.state.trust_bundle());
         self.note(|status| {
             status.is_connected = true;
+            status.away_since = None;
             status.types = types;
             status.trust_bundle = trust_bundle;
         });
         let Some(reply) = reply else {
-            tracing::debug!(type_url = answer.type_url, "answer of a type that was not asked for");
+            tracing::debug!(type_url, "answer of a type that was not asked for");
             return Ok(());
         };
         if let Some(refusal) = &reply.error_detail {
-            tracing::warn!(type_url = answer.type_url, reason = refusal.message, "resources of control refused");
+            tracing::warn!(type_url, reason = refusal.message, "resources of control refused");
         }
         say(requests, reply).await
     }
@@ -234,7 +264,10 @@ impl Client {
         }
         let now = Instant::now();
         self.last_publication = Some(now);
-        self.note(|status| status.view_published = Some(now));
+        self.note(|status| {
+            status.view_published = Some(now);
+            status.view_cached = None;
+        });
     }
 
     fn note(&self, change: impl FnOnce(&mut ControlStatus)) {

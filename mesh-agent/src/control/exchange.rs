@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,10 @@ use mesh_api::{
 use prost::Message;
 use tokio::sync::oneshot;
 
-use crate::view::{DemandRequest, Refusal, Store, View};
+use crate::{
+    cache::{CacheError, Contents, Resources, SharedResources},
+    view::{DemandRequest, Refusal, Store, View},
+};
 
 use super::{
     TypeStatus,
@@ -42,6 +45,8 @@ pub struct State {
     istio_types_complete: Option<Instant>,
     is_dirty: bool,
     trust_bundle: Arc<Vec<String>>,
+    /// What the store was made of.
+    resources: SharedResources,
 }
 
 impl State {
@@ -57,7 +62,38 @@ impl State {
             istio_types_complete: None,
             is_dirty: false,
             trust_bundle: Arc::default(),
+            resources: SharedResources::default(),
         }
+    }
+
+    /// Starts from what an earlier run was told.
+    ///
+    /// # Errors
+    /// A resource that was taken then is refused now: nothing of it counts.
+    pub fn restore(&mut self, contents: &Contents) -> Result<(), CacheError> {
+        let mut restored = Self::new();
+        for kind in &contents.kinds {
+            let answer = kind.answer();
+            let Some(refused) = restored.apply(&answer) else { continue };
+            let was_taken =
+                |refusal: &&Refusal| kind.held.iter().any(|held| held.name == refusal.name && !held.version.is_empty());
+            if let Some(Refusal { name, reason }) = refused.iter().find(was_taken).cloned() {
+                return Err(CacheError::Resource { name, reason });
+            }
+            restored.subscription(&answer.type_url).into_iter().for_each(|known| known.resume(&answer));
+            restored.keep(answer, &refused);
+        }
+        restored.note_completion();
+        // Others hold ours.
+        std::mem::swap(&mut *lock(&self.resources), &mut *lock(&restored.resources));
+        restored.resources = self.resources.clone();
+        *self = restored;
+        Ok(())
+    }
+
+    /// What is in force, as control sent it.
+    pub fn resources(&self) -> SharedResources {
+        self.resources.clone()
     }
 
     /// The first requests of a stream. The mesh's settings first, so that they are there when the rest is. Addresses that
@@ -104,19 +140,29 @@ impl State {
     }
 
     /// Takes an answer in; the ack or nack. `None`: of a type that nobody asked for.
-    pub fn receive(&mut self, answer: &DeltaDiscoveryResponse) -> Option<DeltaDiscoveryRequest> {
-        let reply = match answer.type_url.as_str() {
+    pub fn receive(&mut self, answer: DeltaDiscoveryResponse) -> Option<DeltaDiscoveryRequest> {
+        let refused = self.apply(&answer)?;
+        let reply = self.subscription(&answer.type_url)?.settle(&answer, &refused);
+        self.keep(answer, &refused);
+        self.note_completion();
+        self.is_dirty = true;
+        Some(reply)
+    }
+
+    /// What of an answer is refused. `None`: of a type that nobody asked for.
+    fn apply(&mut self, answer: &DeltaDiscoveryResponse) -> Option<Vec<Refusal>> {
+        let refused = match answer.type_url.as_str() {
             ADDRESS_TYPE => {
                 let (mut updated, mut refused) = decode(answer);
                 updated.retain(|(name, _)| self.addresses.takes(name));
                 refused.extend(self.store.apply_addresses(&updated, &answer.removed_resources));
                 self.release(answer);
-                self.addresses.settle(answer, &refused)
+                refused
             }
             AUTHORIZATION_TYPE => {
                 let (updated, mut refused) = decode(answer);
                 refused.extend(self.store.apply_policies(&updated, &answer.removed_resources));
-                self.policies.settle(answer, &refused)
+                refused
             }
             MESH_CONFIG_TYPE => {
                 let (updated, mut refused) = decode::<MeshConfig>(answer);
@@ -126,15 +172,30 @@ impl State {
                         Err(refusal) => refused.push(refusal),
                     }
                 }
-                self.mesh.settle(answer, &refused)
+                refused
             }
             _ => return None,
         };
+        Some(refused)
+    }
+
+    fn subscription(&mut self, type_url: &str) -> Option<&mut Subscription> {
+        match type_url {
+            ADDRESS_TYPE => Some(&mut self.addresses),
+            AUTHORIZATION_TYPE => Some(&mut self.policies),
+            MESH_CONFIG_TYPE => Some(&mut self.mesh),
+            _ => None,
+        }
+    }
+
+    fn keep(&self, answer: DeltaDiscoveryResponse, refused: &[Refusal]) {
+        lock(&self.resources).take(answer, refused);
+    }
+
+    fn note_completion(&mut self) {
         if self.addresses.is_complete() && self.policies.is_complete() {
             self.istio_types_complete.get_or_insert_with(Instant::now);
         }
-        self.is_dirty = true;
-        Some(reply)
     }
 
     /// When something may be published: at once, or when the grace for the mesh's settings ends. `None`: nothing to say.
@@ -168,6 +229,10 @@ impl State {
             self.answered.extend(self.waiting.remove(name).into_iter().flatten());
         }
     }
+}
+
+fn lock(resources: &SharedResources) -> MutexGuard<'_, Resources> {
+    resources.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn decode<M: Message + Default>(answer: &DeltaDiscoveryResponse) -> (Vec<(String, M)>, Vec<Refusal>) {
@@ -217,7 +282,7 @@ mod tests {
         let name = state.demand(DemandRequest { address, done }).unwrap();
         let [question] = <[_; 1]>::try_from(state.ask(name, now)).unwrap();
         assert_eq!(question.resource_names_subscribe, ["/10.0.0.9"]);
-        state.receive(&answer(names, &[])).unwrap();
+        state.receive(answer(names, &[])).unwrap();
         assert!(knows(&mut state));
         (state, now, answered)
     }
@@ -234,7 +299,7 @@ mod tests {
         assert_eq!(request.resource_names_unsubscribe, ["/10.0.0.9"]);
         assert!(request.resource_names_subscribe.is_empty());
         assert!(!knows(&mut state));
-        state.receive(&answer(&["/10.0.0.9"], &[])).unwrap();
+        state.receive(answer(&["/10.0.0.9"], &[])).unwrap();
         assert!(!knows(&mut state), "it was on its way");
         assert!(state.expire(asked + ASKED_FOR).is_none());
     }
@@ -254,7 +319,7 @@ mod tests {
             (again.type_url.as_str(), again.resource_names_subscribe.as_slice()),
             (ADDRESS_TYPE, &["/10.0.0.9".to_owned()][..])
         );
-        state.receive(&answer(&[], &["/10.0.0.9"])).unwrap();
+        state.receive(answer(&[], &["/10.0.0.9"])).unwrap();
         assert!(!knows(&mut state));
     }
 

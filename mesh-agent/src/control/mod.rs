@@ -6,6 +6,8 @@ mod backoff;
 mod client;
 mod dial;
 mod exchange;
+#[cfg(test)]
+mod restore_tests;
 mod status;
 mod subscription;
 #[cfg(test)]
@@ -16,3 +18,4 @@ pub use client::{Client, Published};
 pub(crate) use dial::causes;
 pub use dial::{Bearer, ControlAddress, DialError, Line};
 pub use status::{ControlStatus, SharedControlStatus, TypeStatus};
+pub(crate) use subscription::is_alias;

@@ -1,7 +1,10 @@
 //! What operators are shown of the control connection. Written by the client, read by `meshctl status`, `check` and the
 //! metrics.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 
@@ -10,6 +13,10 @@ use arc_swap::ArcSwap;
 pub struct ControlStatus {
     /// A stream is open and control has answered on it.
     pub is_connected: bool,
+    /// Since when no stream has been answered; none while one is.
+    pub away_since: Option<SystemTime>,
+    /// When the View in force was written to disk, if it is from there and control has not confirmed it since.
+    pub view_cached: Option<SystemTime>,
     /// Why the last attempt or stream ended; kept while connected, so that a flapping connection is seen.
     pub last_error: String,
     /// Streams that ended.

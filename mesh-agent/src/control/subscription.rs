@@ -69,6 +69,13 @@ impl Subscription {
         [all, again].into_iter().filter(|request| !request.resource_names_subscribe.is_empty()).collect()
     }
 
+    /// Takes over what an earlier run held. What it had refused has no version: control sends it again, or its removal.
+    pub fn resume(&mut self, held: &DeltaDiscoveryResponse) {
+        let versions = held.resources.iter().map(|resource| (resource.name.clone(), resource.version.clone()));
+        self.versions = versions.collect();
+        self.status.is_complete = true;
+    }
+
     /// Asks for one resource by name.
     pub fn ask(&mut self, name: String, now: Instant) -> DeltaDiscoveryRequest {
         self.asked.insert(name.clone(), now);
@@ -144,7 +151,8 @@ pub(super) fn alias(address: IpAddr) -> String {
     format!("/{}", address.to_canonical())
 }
 
-fn is_alias(name: &str) -> bool {
+/// Whether a resource's name is that of a question, see [`alias`].
+pub(crate) fn is_alias(name: &str) -> bool {
     name.strip_prefix('/').is_some_and(|address| address.parse::<IpAddr>().is_ok())
 }
 

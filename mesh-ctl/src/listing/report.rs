@@ -53,8 +53,24 @@ pub const STATUS: &[Column<StatusResponse>] = &[
     always("CONTROL", "control", "connected or disconnected", |r| Cell::text(&r.control)),
     always("CONTROL ADDRESS", "control_address", "of the control daemon", |r| Cell::text(&r.control_address)),
     always("LAST ERROR", "last_error", "of the connection to control", |r| Cell::text(&r.last_error)),
+    always("CONTROL AWAY", "control_away_since", "since when control is away (UTC); - while it answers", |r| {
+        Cell::Time(r.control_away_since)
+    }),
     always("VIEW AGE", "view_age_ms", "since the last change from control (JSON: milliseconds)", |r| {
         Cell::Milliseconds(r.view_age_ms)
+    }),
+    always(
+        "VIEW FROM DISK",
+        "view_cached_at",
+        "when the View was written to disk (UTC); - when it is from control",
+        |r| Cell::Time(r.view_cached_at),
+    ),
+    always("CACHE ERROR", "cache_error", "why the View on disk was refused or cannot be written", |r| {
+        Cell::text(&r.cache_error)
+    }),
+    always("CERTIFICATES", "certificates", "of workloads, valid", |r| Cell::Number(r.certificates.into())),
+    always("FROM DISK", "certificates_from_disk", "of these, kept over a restart of the agent", |r| {
+        Cell::Number(r.certificates_from_disk.into())
     }),
     always("PODS", "pods", "enrolled pods", |r| Cell::Number(r.pods.into())),
     always("WORKERS", "workers", "threads of the data path", |r| Cell::Number(r.workers.into())),

@@ -282,5 +282,10 @@ pub fn status() -> StatusResponse {
         workers: 2,
         trust_bundle_hash: "9f86d081".into(),
         uptime_ms: 93_784_000,
+        control_away_since: 0,
+        view_cached_at: 0,
+        cache_error: String::new(),
+        certificates: 2,
+        certificates_from_disk: 1,
     }
 }
