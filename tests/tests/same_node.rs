@@ -121,3 +121,28 @@ fn turning_the_direct_path_off_ends_what_is_direct_and_turning_it_on_again_ends_
     });
     by_agent.still_works();
 }
+
+#[test]
+fn a_handshake_that_ends_after_its_pair_was_denied_is_cut_within_a_second() {
+    let mesh = Mesh::new();
+    let (web, near) = web_and_near(&mesh);
+    let node = mesh.node("node-a");
+    let nft = |rule: &str| assert!(web.run(&["nft", rule]).status.success(), "{rule}");
+    // The SYN arrives, and is judged; its answer does not.
+    nft("add table inet hold; add chain inet hold in { type filter hook input priority 0; }; \
+         add rule inet hold in tcp flags & (syn | ack) == syn | ack drop");
+    let late = std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| web.opens(near.at(80)));
+        eventually("the SYN has arrived", LIMIT, || {
+            let listed = near.run(&["ss", "-Htn", "state", "syn-recv"]).stdout;
+            if listed.is_empty() { Err("none".to_owned()) } else { Ok(()) }
+        });
+        mesh.policy("not-web").on(&near).deny(identity("ns/default/sa/web"));
+        web.dial(&near).is_refused();
+        nft("delete table inet hold");
+        dialling.join().expect("the handshake ends")
+    });
+    late.is_cut_within(Duration::from_secs(1));
+    let rows = node.admin().sockets().expect("the agent lists sockets");
+    assert!(rows.iter().all(|row| row.path == "denied"), "neither end is left: {rows:#?}");
+}

@@ -5,16 +5,36 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use mesh_common::abi::{Endpoint, PolicyValue};
 
 use crate::{
-    enrol::{Pod, PodTable},
+    enrol::{Pod, PodTable, SharedPods},
     kernel::{Direction, FlowFlags, FlowRow, Kernel, KernelError, diag, look_up},
 };
 
 use super::{Compiled, reconcile::SteeringError};
+
+/// What policy denies is closed within a second.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a handshake can be under way: five retransmissions of the answer to its SYN, and the wait after the last. Source:
+/// Linux, Documentation/networking/ip-sysctl.rst (tcp_synack_retries).
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(64);
+
+/// Looks again once a second until `until`: a handshake whose SYN passed before POLICY changed ends when it will, and is not in
+/// FLOWS before. Returns when that failed.
+pub(super) async fn end_late(kernel: &Kernel, pods: &SharedPods, compiled: &Compiled, until: Instant) {
+    while Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+        if end(kernel, &pods.load(), compiled).is_err() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
 
 /// Ends all that may not be direct. Where one pod's sockets cannot be ended the others' are all the same, and the far ends of
 /// its connections.
@@ -32,6 +52,10 @@ fn end_with(
     mut end_in: impl FnMut(&Pod, &HashSet<u64>) -> Result<(), KernelError>,
 ) -> Result<(), SteeringError> {
     let condemned = condemned(compiled, pods, rows);
+    // Nothing is ended in a pod that was withdrawn, or that could not be taken up again.
+    let known: HashSet<u32> = pods.by_uid.values().map(|pod| pod.id).collect();
+    let mut unreachable: HashSet<u32> =
+        condemned.iter().map(|row| row.flow.pod).filter(|pod| !known.contains(pod)).collect();
     let mut failed = BTreeMap::new();
     let mut end_all = |rows: &[&FlowRow], failed: &mut BTreeMap<u32, (Arc<str>, KernelError)>| {
         for pod in pods.by_uid.values() {
@@ -45,12 +69,12 @@ fn end_with(
             }
         }
     };
-    end_all(&at_their_destination(&condemned, &HashSet::new()), &mut failed);
+    end_all(&at_their_destination(&condemned, &unreachable), &mut failed);
     if failed.is_empty() {
         return Ok(());
     }
     // Where the destination's end stays the caller's goes.
-    let unreachable: HashSet<u32> = failed.keys().copied().collect();
+    unreachable.extend(failed.keys());
     let far: Vec<&FlowRow> = at_their_destination(&condemned, &unreachable)
         .into_iter()
         .filter(|row| row.flow.direction() == Direction::Outbound && !unreachable.contains(&row.flow.pod))
@@ -139,8 +163,9 @@ mod tests {
         assert_eq!(ended.iter().map(|row| row.socket).collect::<Vec<_>>(), [2, 3]);
     }
 
-    /// Connections from pod 1 to pods 2 and 3, and what is ended when sockets of these pods cannot be ended.
-    fn ended(unreachable: &[u32]) -> (BTreeMap<u32, HashSet<u64>>, Result<(), SteeringError>) {
+    /// Connections from pod 1 to pods 2 and 3, of which these are known, and what is ended when sockets of those cannot be
+    /// ended.
+    fn ended(known: &[u32], unreachable: &[u32]) -> (BTreeMap<u32, HashSet<u64>>, Result<(), SteeringError>) {
         let of = |pod: u32, mut row: FlowRow| {
             row.flow.pod = pod;
             row
@@ -151,7 +176,8 @@ mod tests {
             of(1, row(Direction::Outbound, 21, "10.1.0.1:40001", "10.1.0.3:80")),
             of(3, row(Direction::Inbound, 23, "10.1.0.3:80", "10.1.0.1:40001")),
         ];
-        let pods = [1, 2, 3].map(|id| proving::pod(id, &format!("pod-{id}"), IpAddr::from([10, 1, 0, id as u8])));
+        let pod = |id: &u32| proving::pod(*id, &format!("pod-{id}"), IpAddr::from([10, 1, 0, *id as u8]));
+        let pods: Vec<_> = known.iter().map(pod).collect();
         let mut ended: BTreeMap<u32, HashSet<u64>> = BTreeMap::new();
         let result = end_with(&rows, &proving::table(&pods), &Compiled::default(), |pod, cookies| {
             if unreachable.contains(&pod.id) {
@@ -165,14 +191,24 @@ mod tests {
 
     #[test]
     fn a_pod_whose_sockets_cannot_be_ended_keeps_no_other_connection_open() {
-        let (all, result) = ended(&[]);
+        let (all, result) = ended(&[1, 2, 3], &[]);
         assert_eq!(all, BTreeMap::from([(2, HashSet::from([12])), (3, HashSet::from([23]))]));
         assert!(result.is_ok());
-        let (others, result) = ended(&[2]);
+        let (others, result) = ended(&[1, 2, 3], &[2]);
         assert_eq!(others, BTreeMap::from([(1, HashSet::from([11])), (3, HashSet::from([23]))]));
         assert!(matches!(result, Err(SteeringError::Flows { pods: 1, uid, .. }) if &*uid == "uid-pod-2"));
-        let (others, result) = ended(&[1, 2, 3]);
+        let (others, result) = ended(&[1, 2, 3], &[1, 2, 3]);
         assert_eq!(others, BTreeMap::new());
         assert!(matches!(result, Err(SteeringError::Flows { pods: 3, .. })));
+    }
+
+    #[test]
+    fn what_is_left_of_a_withdrawn_pod_does_not_keep_its_callers_connected() {
+        let (others, result) = ended(&[1, 3], &[]);
+        assert_eq!(others, BTreeMap::from([(1, HashSet::from([11])), (3, HashSet::from([23]))]));
+        assert!(result.is_ok());
+        // Nor do one that is not known and one that cannot be reached together.
+        let (others, _) = ended(&[1, 3], &[3]);
+        assert_eq!(others, BTreeMap::from([(1, HashSet::from([11, 21]))]));
     }
 }

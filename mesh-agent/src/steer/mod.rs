@@ -41,6 +41,14 @@ pub(crate) struct Compiled {
     pub(crate) tables: SteeringTables,
 }
 
+impl Compiled {
+    /// Whether each pod is judged as by another, by numbers that are the same.
+    fn judges_like(&self, other: &Self) -> bool {
+        let classes = |of: &Self| of.members.iter().map(|member| (member.pod.id, member.class)).collect::<Vec<_>>();
+        classes(self) == classes(other) && self.tables.policy == other.tables.policy
+    }
+}
+
 /// Compiles all of it. `slots`: how many service slots the kernel can hold.
 /// O(classes² × ports × rules + services × endpoints).
 pub(crate) fn compile(view: &View, pods: &PodTable, classes: &mut Classes, slots: usize) -> Compiled {

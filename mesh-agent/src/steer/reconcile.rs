@@ -56,6 +56,10 @@ pub struct Steering {
     classes: Classes,
     shared: SharedClasses,
     slots: usize,
+    /// As last compiled.
+    compiled: Compiled,
+    /// Handshakes that another POLICY has let begin are over by then.
+    settled: Instant,
     retry: Backoff,
     /// When a failure was told last.
     told: Option<Instant>,
@@ -82,6 +86,8 @@ impl Steering {
             classes: Classes::after(last),
             shared,
             slots,
+            compiled: Compiled::default(),
+            settled: Instant::now(),
             retry: Backoff::new(RETRY.0, RETRY.1),
             told: None,
             failures: Counter::default(),
@@ -104,6 +110,7 @@ impl Steering {
                 changed = self.view_changes.changed() => changed,
                 changed = self.pod_changes.changed() => changed,
                 () = tokio::time::sleep(next.unwrap_or_default()), if next.is_some() => Ok(()),
+                () = flows::end_late(&self.kernel, &self.pods, &self.compiled, self.settled) => Ok(()),
             };
             if changed.is_err() {
                 return;
@@ -138,8 +145,12 @@ impl Steering {
             let used: BTreeSet<u32> = compiled.members.iter().map(|member| member.class).collect();
             self.classes.keep(&used);
         }
+        if !compiled.judges_like(&self.compiled) {
+            self.settled = Instant::now() + flows::HANDSHAKE;
+        }
+        self.compiled = compiled;
         // Whatever became of the tables: what may not be direct any more is ended.
-        let ended = flows::end(&self.kernel, &self.pods.load(), &compiled);
+        let ended = flows::end(&self.kernel, &self.pods.load(), &self.compiled);
         match applied {
             Ok(report) if report.failed > 0 => return Err(SteeringError::Incomplete(report.failed)),
             applied => applied?,
