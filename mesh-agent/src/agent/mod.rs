@@ -193,7 +193,7 @@ impl Agent {
             (shared.pods.clone(), shared.pod_changes.subscribe()),
             classes,
             self.config.kernel.map_sizes.backends as usize / SLOT_SHARE,
-        );
+        )?;
         shared.telemetry.register(|registry| steering.register(registry));
         let sockets = admin::bind(&self.config)?;
         self.spawn(drain, registry.run());

@@ -26,6 +26,20 @@ impl Kernel {
         }
     }
 
+    /// The highest class number in any map. An agent that was killed on the way may have left one that no pod has as a source:
+    /// it must not get another meaning.
+    ///
+    /// # Errors
+    /// The maps could not be read.
+    pub fn last_class(&self) -> Result<u32, KernelError> {
+        let pods = self.maps.pods.entries().map_err(reading("PODS"))?;
+        let addresses = self.maps.addresses.entries().map_err(reading("PODIP"))?;
+        let policy = self.maps.policy.entries().map_err(reading("POLICY"))?;
+        let of_pods = pods.iter().map(|(_, pod)| pod.class).chain(addresses.iter().map(|(_, at)| at.class));
+        let of_pairs = policy.iter().flat_map(|(key, _)| [key.source(), key.destination()]);
+        Ok(of_pods.chain(of_pairs).max().unwrap_or_default())
+    }
+
     /// The class of now and the wanted one of each pod that has both.
     pub(super) fn class_changes(&self, wanted: &HashMap<PodId, u32>) -> Result<Vec<(u32, u32)>, KernelError> {
         let pods = self.maps.pods.entries().map_err(reading("PODS"))?;

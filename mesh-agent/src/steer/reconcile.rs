@@ -69,15 +69,18 @@ pub struct Steering {
 impl Steering {
     /// `shared` holds the classes of pods that the kernel has from before a restart; it is kept current. `slots`: how many
     /// service slots the kernel holds.
+    ///
+    /// # Errors
+    /// The maps could not be read.
     pub fn new(
         kernel: Arc<Kernel>,
         (view, view_changes): (SharedView, watch::Receiver<u64>),
         (pods, pod_changes): (SharedPods, watch::Receiver<u64>),
         shared: SharedClasses,
         slots: usize,
-    ) -> Self {
-        let last = shared.load().values().copied().max().unwrap_or_default();
-        Self {
+    ) -> Result<Self, KernelError> {
+        let last = kernel.last_class()?;
+        Ok(Self {
             kernel,
             view,
             pods,
@@ -91,7 +94,7 @@ impl Steering {
             retry: Backoff::new(RETRY.0, RETRY.1),
             told: None,
             failures: Counter::default(),
-        }
+        })
     }
 
     /// Adds its metrics.

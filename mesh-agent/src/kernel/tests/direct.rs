@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use mesh_common::abi::AddressEntry;
+
 use super::super::*;
 use super::cell::{Place, run};
 use super::pod::*;
@@ -246,6 +248,25 @@ fn a_port_that_is_denied_is_not_direct_when_the_map_is_full() {
         let client = visit(&one.place, format!("{}:80", two.place.v4));
         serve(&server);
         assert!(client.end().contains("welcome"));
+    });
+}
+
+#[test]
+fn a_class_number_that_is_anywhere_in_the_maps_is_taken() {
+    run(|cell| {
+        let kernel = start(cell);
+        let one = enrol(&kernel, cell, 1);
+        kernel.set_class(one.id, 30).expect("it is enrolled");
+        assert_eq!(kernel.last_class().expect("the maps"), 30);
+        // As an agent leaves it that is killed between the destinations and the sources.
+        let address = one.place.v4().into();
+        let entry = kernel.maps.addresses.get(&address).expect("the map").expect("its entry");
+        kernel.maps.addresses.set(&address, &AddressEntry { class: 31, ..entry }, sys::ANY).expect("it is written");
+        assert_eq!(kernel.last_class().expect("the maps"), 31);
+        allow(&kernel, &[(32, 5, 0, PolicyValue::Direct)]);
+        assert_eq!(kernel.last_class().expect("the maps"), 32);
+        allow(&kernel, &[(5, 33, 0, PolicyValue::Direct)]);
+        assert_eq!(kernel.last_class().expect("the maps"), 33);
     });
 }
 
