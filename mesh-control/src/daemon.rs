@@ -130,7 +130,7 @@ fn follow_folder(
         Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() };
     // Watched before it is read: a change in between is seen twice rather than never.
     let changes = Changes::of(&settings.config_dir).context("--config-dir")?;
-    let folder = Folder::new(&settings.config_dir, settings.state_dir.join("last-good"));
+    let folder = Folder::new(&settings.config_dir, &settings.state_dir);
     let mut keeper = StateKeeper::new(folder, foundation, publisher, metrics.clone());
     let shown = Shown { metrics, config: keeper.report(), roster: Arc::default() };
     keeper.refresh().context("--config-dir")?;

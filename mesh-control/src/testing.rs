@@ -46,7 +46,7 @@ impl TempFolder {
 
     /// It as a source of manifests that keeps last good forms beside them, where it does not look itself.
     pub fn source(&self) -> Folder {
-        Folder::new(&self.0, self.0.join(".last-good"))
+        Folder::new(&self.0, &self.0)
     }
 
     pub fn remove(&self, name: &str) {

@@ -85,9 +85,10 @@ impl Desired {
 }
 
 impl Folder {
-    /// A folder that has not been read yet. `kept`: the directory where last good forms are kept.
-    pub fn new(root: impl Into<PathBuf>, kept: PathBuf) -> Folder {
-        Folder { root: root.into(), files: BTreeMap::new(), kept: Kept::new(kept) }
+    /// A folder that has not been read yet. Last good forms are kept below `state`, which may be the folder
+    /// itself or below it.
+    pub fn new(root: impl Into<PathBuf>, state: &Path) -> Folder {
+        Folder { root: root.into(), files: BTreeMap::new(), kept: Kept::new(state) }
     }
 
     /// Where the manifests are.

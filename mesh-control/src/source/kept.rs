@@ -2,7 +2,7 @@
 //! consulted while a file is good.
 //!
 //! ```text
-//! DIR/<path below the folder of manifests>:  SHA-256 of the text in hex, a line feed, the text
+//! STATE/.last-good/<path below the folder of manifests>:  SHA-256 of the text in hex, a line feed, the text
 //! ```
 
 use std::{
@@ -15,6 +15,9 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+/// Hidden: below the folder of manifests, what is in it is no manifest.
+const DIRECTORY: &str = ".last-good";
+
 /// A directory of kept texts; made when the first one is.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -22,8 +25,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn new(root: PathBuf) -> Self {
-        Self { root }
+    pub(super) fn new(state: &Path) -> Self {
+        Self { root: state.join(DIRECTORY) }
     }
 
     /// The kept text of a manifest, by its path below the folder; none that is not as it was written.

@@ -38,6 +38,7 @@ fn a_file_that_is_damaged_at_the_start_is_served_as_it_last_was() {
             assert_eq!(namespaces(&desired), ["better", "good"], "{text:?}");
             let (state, problems) = problems(&desired, "a.yaml");
             assert_eq!((state, problems.is_empty()), (FileState::LastGood, false), "{text:?}");
+            assert_eq!(desired.reports.len(), 2, "what is kept is no manifest, here below the folder too");
         }
     }
     folder.write("a.yaml", &GOOD.replace("good", "mended"));
