@@ -170,7 +170,7 @@ pub struct Sockets {
     #[arg(long)]
     pub why_denied: bool,
     /// Only those of one pod
-    #[arg(long, value_name = "NAMESPACE/NAME")]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_name)]
     pub pod: Option<String>,
     #[command(flatten)]
     pub watch: Watch,
@@ -193,6 +193,13 @@ pub struct Watch {
 pub struct Destination {
     pub host: String,
     pub port: u16,
+}
+
+fn pod_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.into()),
+        _ => Err("is not of the form NAMESPACE/NAME".into()),
+    }
 }
 
 /// Why a text is no destination.

@@ -38,6 +38,14 @@ fn the_socket_has_a_default() {
 }
 
 #[test]
+fn a_pod_is_named_with_its_namespace() {
+    assert!(parse("meshctl sockets --pod shop/web").is_ok());
+    for wrong in ["web", "/web", "shop/"] {
+        assert_eq!(refused(&format!("meshctl sockets --pod {wrong}")), ErrorKind::ValueValidation, "{wrong}");
+    }
+}
+
+#[test]
 fn only_what_changes_by_itself_can_be_watched() {
     for name in ["pods", "workloads", "services", "sockets", "policies", "certificates", "status"] {
         let arguments = parse(&format!("meshctl {name} -w --interval 7")).expect("valid");

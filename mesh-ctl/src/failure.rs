@@ -28,8 +28,8 @@ pub enum Failure {
     /// The socket is there, and nobody listens: what an agent that was killed leaves behind.
     #[error(
         "nobody answers on {socket}: the agent that made it has ended\n  \
-         next: read its log and start mesh-agent again; until then new connections of enrolled pods are refused and \
-         established direct ones live"
+         next: read its log and start mesh-agent again; until then new connections of enrolled pods are refused (direct ones \
+         only after its --direct-max-age) and established direct ones live"
     )]
     Ended { socket: String },
     /// The socket is root's (mode 0600).
