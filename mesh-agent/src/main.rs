@@ -7,12 +7,21 @@ use mesh_agent::{
     admin::LogControl,
     agent::{self, Agent},
     config::{CommandLine, Config, Verb},
+    control::causes,
 };
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        // One text for the operator, who has no use for a backtrace.
+        eprintln!("mesh-agent: {}", causes(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     match CommandLine::parse().verb {
         Verb::Run(arguments) => {
             let config = Config::check(&arguments)?;

@@ -64,8 +64,8 @@ impl Daemon {
         tokio::spawn(certificate.clone().renew(authority.clone(), names));
         let state = publisher.subscribe();
         Ok(Daemon {
-            grpc: TcpListener::bind(settings.listen).await.context("--listen")?,
-            http: TcpListener::bind(settings.metrics_address).await.context("--metrics-address")?,
+            grpc: listener("--listen", settings.listen).await?,
+            http: listener("--metrics-address", settings.metrics_address).await?,
             tls: certificate.config()?,
             discovery: DiscoveryService {
                 state: state.clone(),
@@ -129,13 +129,18 @@ fn follow_folder(
     let foundation =
         Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() };
     // Watched before it is read: a change in between is seen twice rather than never.
-    let changes = Changes::of(&settings.config_dir).context("--config-dir")?;
+    let changes =
+        Changes::of(&settings.config_dir).with_context(|| format!("--config-dir {}", settings.config_dir.display()))?;
     let folder = Folder::new(&settings.config_dir, &settings.state_dir);
     let mut keeper = StateKeeper::new(folder, foundation, publisher, metrics.clone());
     let shown = Shown { metrics, config: keeper.report(), roster: Arc::default() };
     keeper.refresh().context("--config-dir")?;
     tokio::spawn(keeper.follow(changes));
     Ok(shown)
+}
+
+async fn listener(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{option} {address}"))
 }
 
 /// Returns when the daemon should have ended: a peer that never closes must not keep it.

@@ -1,6 +1,6 @@
 //! Command line, log and signals of the control daemon; everything else is in the library.
 
-use std::{future::Future, io::IsTerminal};
+use std::{future::Future, io::IsTerminal, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -15,7 +15,26 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-control: {}", with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for the operator, who has no use for a backtrace; a cause that the text already ends with is not repeated.
+fn with_causes(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") })
+}
+
+async fn run() -> anyhow::Result<()> {
     let settings = Settings::parse();
     start_log(&settings)?;
     let (stop, stopping) = watch::channel(false);

@@ -60,7 +60,7 @@ pub enum AgentError {
         source: std::io::Error,
     },
     /// Another agent works with the same run directory.
-    #[error("{} is locked by another agent", .0.display())]
+    #[error("{} is locked by another agent, which runs; stop that one first", .0.display())]
     Running(PathBuf),
     /// Programs and maps.
     #[error("{}", crate::control::causes(.0))]
@@ -291,6 +291,8 @@ pub fn detach(arguments: &DetachArguments) -> Result<(), AgentError> {
     Kernel::detach(&arguments.bpffs)?;
     enrol::forget_all(&arguments.run_dir.join("pods.json"))?;
     Vault::empty(&arguments.run_dir)?;
+    let (bpffs, run_dir) = (arguments.bpffs.display(), arguments.run_dir.display());
+    println!("detached: no program, map or pin is left in {bpffs}, no pod and no key in {run_dir}; the node now:");
     for fact in kernel::precheck(&arguments.cgroup_root, &arguments.bpffs) {
         println!("{}: {}", fact.name, fact.text);
     }

@@ -32,7 +32,7 @@ pub struct RunArguments {
     /// Name of this node, as the control daemon knows it.
     #[arg(long)]
     pub node: String,
-    /// The cgroup (v2) above all pods of the node and the agent; hooks are attached there.
+    /// The cgroup (v2) above all pods of the node and the agent, below the mount of cgroup2; hooks are attached there.
     #[arg(long)]
     pub cgroup_root: PathBuf,
     /// Mount point of a bpffs of the agent's own; mounted when it is not.
@@ -53,7 +53,7 @@ pub struct RunArguments {
     /// Name in the control daemon's certificate.
     #[arg(long, default_value = "mesh-control")]
     pub control_name: String,
-    /// File with this node's token; read again at every connection.
+    /// File with this node's token alone, the one that mesh-control's --node-tokens has for it; read again at every connection.
     #[arg(long)]
     pub node_token: PathBuf,
     /// Where Prometheus scrapes /metrics.
@@ -77,10 +77,10 @@ pub struct RunArguments {
     /// One line per connection, on standard output.
     #[arg(long, default_value = "text", value_name = "text|json|off")]
     pub access_log: AccessFormat,
-    /// How long new direct connections of a node are allowed after the agent's last heartbeat (e.g. 60s; 0 refuses at once).
+    /// How long new direct connections of a node are allowed after the agent's last heartbeat (a whole number with ms, s, m or h; 0 refuses at once).
     #[arg(long, default_value = "60s")]
     pub direct_max_age: String,
-    /// How long connections may go on after SIGTERM.
+    /// How long connections may go on after SIGTERM; a whole number with ms, s, m or h.
     #[arg(long, default_value = "5s")]
     pub drain_time: String,
     /// Sizes of the kernel's maps.
@@ -91,22 +91,22 @@ pub struct RunArguments {
 /// Sizes of the kernel's maps; they hold for maps that this start creates.
 #[derive(Debug, Args)]
 pub struct MapArguments {
-    /// Enrolled pods.
+    /// Most enrolled pods.
     #[arg(long, default_value_t = MapSizes::default().pods)]
     pub max_pods: u32,
-    /// Service address and port pairs.
+    /// Most pairs of service address and port.
     #[arg(long, default_value_t = MapSizes::default().services)]
     pub max_services: u32,
-    /// Slots of all services together, old and new ones during a change.
+    /// Most slots of all services together, old and new ones during a change.
     #[arg(long, default_value_t = MapSizes::default().backends)]
     pub max_service_slots: u32,
-    /// Pairs of policy classes and ports.
+    /// Most pairs of policy class and port.
     #[arg(long, default_value_t = MapSizes::default().policies)]
     pub max_policy_pairs: u32,
-    /// Handshakes under way.
+    /// Most handshakes under way.
     #[arg(long, default_value_t = MapSizes::default().handshakes)]
     pub max_handshakes: u32,
-    /// Live connections that are listed.
+    /// Most live connections that are listed.
     #[arg(long, default_value_t = MapSizes::default().flows)]
     pub max_flows: u32,
     /// Bytes of the ring buffer of connection records; a power of two.

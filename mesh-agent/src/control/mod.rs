@@ -15,7 +15,6 @@ mod tests;
 
 pub use backoff::Backoff;
 pub use client::{Client, Published};
-pub(crate) use dial::causes;
-pub use dial::{Bearer, ControlAddress, DialError, Line};
+pub use dial::{Bearer, ControlAddress, DialError, Line, causes};
 pub use status::{ControlStatus, SharedControlStatus, TypeStatus};
 pub(crate) use subscription::is_alias;

@@ -72,10 +72,14 @@ impl Explanation {
 pub fn explain(view: &View, pods: &PodTable, source: &str, destination: &str, port: u16) -> Explanation {
     let mut answer = Explanation::new();
     let Some((address, workload)) = find_source(view, source) else {
-        return answer.refused("source", format!("{source} is no workload of the View and no address"));
+        return answer
+            .refused("source", format!("{source} is no workload of the View (NAMESPACE/NAME) and no address"));
     };
     let Some(to) = find_destination(view, destination, address) else {
-        return answer.refused("destination", format!("{destination} has no address in the View"));
+        let reason = format!(
+            "{destination} has no address in the View; write NAMESPACE/NAME, a host name in full, or an address"
+        );
+        return answer.refused("destination", reason);
     };
     // Who does not speak HBONE and is not enrolled shows nobody who it is.
     let is_member =

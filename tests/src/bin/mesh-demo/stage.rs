@@ -88,6 +88,10 @@ impl Stage {
                 "ls {}                      # manifests: edit one and see",
                 self.mesh.control().manifests().display()
             ),
+            format!(
+                "tail -f {}                # what the control daemon says of them",
+                self.mesh.control().manifests().with_file_name("control.log").display()
+            ),
         ] {
             println!("  {line}");
         }
