@@ -52,7 +52,9 @@ pub const STATUS: &[Column<StatusResponse>] = &[
     always("UPTIME", "uptime_ms", "since the agent started (JSON: milliseconds)", |r| Cell::Milliseconds(r.uptime_ms)),
     always("CONTROL", "control", "connected or disconnected", |r| Cell::text(&r.control)),
     always("CONTROL ADDRESS", "control_address", "of the control daemon", |r| Cell::text(&r.control_address)),
-    always("LAST ERROR", "last_error", "of the connection to control", |r| Cell::text(&r.last_error)),
+    always("LAST ERROR", "last_error", "of the connection to control; stays after it is connected again", |r| {
+        Cell::text(&r.last_error)
+    }),
     always("CONTROL AWAY", "control_away_since", "since when control is away (UTC); - while it answers", |r| {
         Cell::Time(r.control_away_since)
     }),
