@@ -154,10 +154,8 @@ impl Agent {
         let (demand, demands) = Demand::channel(DEMANDS);
         let workers = shared.start_workers(&self.config, demand)?;
         let classes = SharedClasses::default();
-        let settings = RegistrySettings {
-            cgroup_root: self.config.kernel.cgroup_root.clone(),
-            record: self.config.run_dir.join("pods.json"),
-        };
+        let (cgroup_root, record) = (settings.cgroup_root.clone(), self.config.run_dir.join("pods.json"));
+        let settings = RegistrySettings { cgroup_root, record };
         let (registry, enrolment) = Registry::start(settings, shared.wiring(&workers, &classes)).await?;
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
@@ -187,13 +185,7 @@ impl Agent {
             log: self.log.clone(),
             drain: drain.clone(),
         });
-        let steering = Steering::new(
-            shared.kernel.clone(),
-            (shared.view.clone(), shared.view_changes.subscribe()),
-            (shared.pods.clone(), shared.pod_changes.subscribe()),
-            classes,
-            self.config.kernel.map_sizes.backends as usize / SLOT_SHARE,
-        )?;
+        let steering = self.steering(&shared, classes)?;
         shared.telemetry.register(|registry| steering.register(registry));
         let sockets = admin::bind(&self.config)?;
         self.spawn(drain, registry.run());
@@ -212,6 +204,13 @@ impl Agent {
         self.spawn(drain, records.run());
         admin::serve(sockets, node.clone(), enrolment, drain);
         Ok((node, workers))
+    }
+
+    fn steering(&self, shared: &Shared, classes: SharedClasses) -> Result<Steering, AgentError> {
+        let view = (shared.view.clone(), shared.view_changes.subscribe());
+        let pods = (shared.pods.clone(), shared.pod_changes.subscribe());
+        let slots = self.config.kernel.map_sizes.backends as usize / SLOT_SHARE;
+        Ok(Steering::new(shared.kernel.clone(), view, pods, classes, slots)?)
     }
 
     fn saver(&self, client: &Client, shared: &Shared) -> Saver {
