@@ -52,20 +52,16 @@ impl Kept {
     /// Keeps a text.
     ///
     /// # Errors
-    /// It could not be written; what was kept before still is.
+    /// It could not be written; nothing is kept then. What was kept before would bring back what this text has superseded, a
+    /// permission that was taken away for one.
     pub(super) fn put(&self, file: &Path, text: &str) -> io::Result<()> {
         let path = self.root.join(file);
-        if let Some(directory) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        // Hidden, so that it is no manifest's. A crash leaves the old form or the new one, never half of one.
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        let beside = path.with_file_name(name);
-        let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        new.write_all(format!("{}\n{text}", checksum(text)).as_bytes())?;
-        new.sync_all()?;
-        fs::rename(beside, path)
+        write(&path, text).inspect_err(|_| match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(path = %path.display(), %error, "a superseded form is still kept");
+            }
+            _ => {}
+        })
     }
 
     /// Forgets what is kept of other manifests than these: they were withdrawn.
@@ -81,6 +77,23 @@ impl Kept {
         let is_gone = |path: &&PathBuf| path.strip_prefix(&self.root).is_ok_and(|file| !files.contains(file));
         kept.iter().filter(is_gone).map(fs::remove_file).fold(Ok(()), Result::and)
     }
+}
+
+/// A crash leaves the old form or the new one, never half of one.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    // Hidden, so that it is no manifest's.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let beside = path.with_file_name(name);
+    let mut new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let written = new.write_all(format!("{}\n{text}", checksum(text)).as_bytes()).and_then(|()| new.sync_all());
+    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        // What is half written would keep a full disk full.
+        let _ = fs::remove_file(&beside);
+    })
 }
 
 fn checksum(text: &str) -> String {

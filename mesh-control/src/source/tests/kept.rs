@@ -76,3 +76,24 @@ fn a_kept_form_that_is_damaged_too_is_not_used() {
     folder.write("a.yaml", DAMAGED);
     assert_eq!(namespaces(&life(&folder)), ["good"], "a good form is kept anew");
 }
+
+#[test]
+fn a_form_that_cannot_be_replaced_is_forgotten_rather_than_brought_back() {
+    let folder = TempFolder::new();
+    folder.write("a.yaml", GOOD);
+    life(&folder);
+    // Where the new form is written first.
+    let beside = folder.0.join(".last-good/.a.yaml");
+    fs::create_dir(&beside).expect("created");
+    folder.write("a.yaml", BETTER);
+    assert_eq!(namespaces(&life(&folder)), ["better"]);
+    folder.write("a.yaml", DAMAGED);
+    let desired = life(&folder);
+    assert_eq!((problems(&desired, "a.yaml").0, namespaces(&desired).len()), (FileState::NeverGood, 0));
+
+    fs::remove_dir(&beside).expect("still there");
+    folder.write("a.yaml", BETTER);
+    life(&folder);
+    folder.write("a.yaml", DAMAGED);
+    assert_eq!(namespaces(&life(&folder)), ["better"], "kept again");
+}
