@@ -160,8 +160,10 @@ impl State {
                 refused
             }
             AUTHORIZATION_TYPE => {
-                let (updated, mut refused) = decode(answer);
-                refused.extend(self.store.apply_policies(&updated, &answer.removed_resources));
+                let (updated, unreadable) = decode(answer);
+                let mut refused = self.store.apply_policies(&updated, &answer.removed_resources);
+                self.store.deny_unreadable_policies(&unreadable);
+                refused.extend(unreadable);
                 refused
             }
             MESH_CONFIG_TYPE => {
@@ -253,13 +255,16 @@ fn decode<M: Message + Default>(answer: &DeltaDiscoveryResponse) -> (Vec<(String
 
 #[cfg(test)]
 mod tests {
-    use mesh_api::proto::{discovery::Resource, wellknown::Any};
+    use mesh_api::proto::{discovery::Resource, security::Action, wellknown::Any};
 
     use super::{
         super::subscription::{ASKED_FOR, MOST_ASKED},
         *,
     };
-    use crate::view::fixtures;
+    use crate::{
+        path::{Source, Verdict, judge},
+        view::fixtures,
+    };
 
     fn answer(names: &[&str], removed: &[&str]) -> DeltaDiscoveryResponse {
         let (_, message) = fixtures::named_workload(fixtures::pod("late", &["10.0.0.9"]));
@@ -302,6 +307,29 @@ mod tests {
         state.receive(answer(&["/10.0.0.9"], &[])).unwrap();
         assert!(!knows(&mut state), "it was on its way");
         assert!(state.expire(asked + ASKED_FOR).is_none());
+    }
+
+    #[test]
+    fn a_policy_that_cannot_even_be_decoded_denies_its_namespace_unless_a_good_form_is_there() {
+        let (_, good) = fixtures::named_policy(fixtures::policy("open", Action::Allow, Vec::new()));
+        let named = |bytes: &[u8]| {
+            let any = Any { type_url: AUTHORIZATION_TYPE.into(), value: bytes.to_vec() };
+            let resource = Resource { name: "default/open".into(), version: "1".into(), resource: Some(any) };
+            let type_url = AUTHORIZATION_TYPE.into();
+            DeltaDiscoveryResponse { type_url, resources: vec![resource], ..DeltaDiscoveryResponse::default() }
+        };
+        let (garbled, good) = (named(b"\x08\x01"), named(&good.encode_to_vec()));
+        let view = fixtures::view([fixtures::pod("db", &["10.0.0.2"])], [], []);
+        let db = view.workloads().next().unwrap();
+        let source = Source { identity: None, address: "10.0.0.1".parse().unwrap() };
+        let mut state = State::new();
+        let mut told = |answer: &DeltaDiscoveryResponse| {
+            let is_refused = state.receive(answer.clone()).unwrap().error_detail.is_some();
+            (is_refused, judge(&state.publish().0, &source, db, db.addresses[0], 80).verdict)
+        };
+        assert_eq!(told(&garbled), (true, Verdict::Denied));
+        assert_eq!(told(&good), (false, Verdict::Allowed));
+        assert_eq!(told(&garbled), (true, Verdict::Allowed));
     }
 
     #[test]

@@ -124,6 +124,16 @@ impl Store {
         refusals
     }
 
+    /// Puts in the place of policies of which nothing but the name can be read what denies their namespace. A good form that is
+    /// there already stays.
+    pub fn deny_unreadable_policies(&mut self, refused: &[Refusal]) {
+        // No number of the enumerations: neither whom it selects nor what it does is known.
+        let unknown = Authorization { scope: -1, action: -1, ..Authorization::default() };
+        for (namespace, name) in refused.iter().filter_map(|refusal| convert::namespaced(&refusal.name)) {
+            self.keep_or_deny(PolicyName { namespace, name }, &unknown);
+        }
+    }
+
     fn keep_or_deny(&mut self, name: PolicyName, message: &Authorization) {
         let was_good = self.view.policy(&name).is_some() && !self.refused_policies.contains_key(&name);
         if !was_good {
