@@ -23,5 +23,8 @@ pub mod telemetry;
 pub mod tls;
 pub mod view;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 #[cfg(test)]
 pub(crate) mod proving;

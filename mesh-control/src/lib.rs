@@ -4,6 +4,8 @@
 mod ca;
 mod compile;
 pub mod daemon;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod metrics;
 mod objects;
 mod observe;

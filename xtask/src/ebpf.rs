@@ -130,6 +130,6 @@ fn directory() -> PathBuf {
 }
 
 /// Where the agent's build script takes the object from.
-fn object_path() -> Result<PathBuf> {
+pub fn object_path() -> Result<PathBuf> {
     Ok(workspace::target_directory()?.join("bpf/mesh-ebpf.o"))
 }

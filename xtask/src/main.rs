@@ -5,6 +5,7 @@ mod bench;
 mod binaries;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod setup;
 mod shell;
@@ -53,6 +54,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Fuzzes every parser that meets bytes from outside, or one TARGET; fails when one crashes, leaks or hangs.
+    Fuzz {
+        /// For how long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// A file of fuzz/fuzz_targets, without `.rs`.
+        target: Option<String>,
+    },
     /// Formatting, clippy, layering, sizes, and the eBPF programs without warnings.
     Lint,
     /// What continuous integration runs: test, lint, demo --check.
@@ -68,6 +77,7 @@ fn main() -> Result<()> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
+        Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {
             test::run(None)?;

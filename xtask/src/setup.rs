@@ -32,6 +32,7 @@ const STORIES: &[&str] = &[
 /// Those of [`STORIES`] that bring a service which must stay off.
 const SERVICES: &[&str] = &["nginx", "redis-server", "ssh"];
 const LINKER_VERSION: &str = "0.13.0";
+const FUZZ_VERSION: &str = "0.13.2";
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Everything that any verb needs.
@@ -74,20 +75,39 @@ pub fn python() -> Result<()> {
     if has_pip { Ok(()) } else { packages("the benchmark", &["python3", "python3-pip"]) }
 }
 
+/// What fuzzing needs: all that the agent is built with, and cargo-fuzz.
+///
+/// # Errors
+/// As [`everything`].
+pub fn fuzz() -> Result<()> {
+    packages("building", BUILD)?;
+    ebpf()?;
+    let version = shell::answer(Command::new("cargo-fuzz").arg("--version").env("PATH", path_with_cargo_binaries()));
+    if version.is_some_and(|version| version.ends_with(FUZZ_VERSION)) {
+        return Ok(());
+    }
+    let mut install = install("cargo-fuzz", FUZZ_VERSION);
+    shell::run(&mut install)
+}
+
+/// `cargo install` from the root directory, so that this workspace's pinned toolchain and settings do not apply.
+fn install(program: &str, version: &str) -> Command {
+    let mut install = Command::new("cargo");
+    install
+        .args(["install", program, "--version", version, "--locked"])
+        .current_dir("/")
+        .env_remove("CARGO_TARGET_DIR");
+    install
+}
+
 fn linker() -> Result<()> {
     let version = shell::answer(Command::new("bpf-linker").arg("--version").env("PATH", path_with_cargo_binaries()));
     if version.is_some_and(|version| version.ends_with(LINKER_VERSION)) {
         return Ok(());
     }
     packages("bpf-linker", LINKER)?;
-    // From the root directory, so that this workspace's pinned toolchain and settings do not apply.
-    let mut install = Command::new("cargo");
-    install
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--no-default-features"])
-        .args(["--features", "llvm-22"])
-        .current_dir("/")
-        .env("LLVM_PREFIX", "/usr/lib/llvm-22")
-        .env_remove("CARGO_TARGET_DIR");
+    let mut install = install("bpf-linker", LINKER_VERSION);
+    install.args(["--no-default-features", "--features", "llvm-22"]).env("LLVM_PREFIX", "/usr/lib/llvm-22");
     shell::run(&mut install).context("LLVM_PREFIX=/usr/lib/llvm-22 has to be in the environment of this command")
 }
 

@@ -11,7 +11,7 @@ const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 60;
 const PATH: &str = "mesh-agent/src/path";
 const CRATES: &[&str] =
-    &["mesh-common", "mesh-ebpf", "mesh-api", "mesh-agent", "mesh-control", "mesh-ctl", "xtask", "tests"];
+    &["mesh-common", "mesh-ebpf", "mesh-api", "mesh-agent", "mesh-control", "mesh-ctl", "xtask", "tests", "fuzz"];
 
 /// A function and how many lines it takes, from its signature to its closing brace.
 #[derive(Debug, PartialEq)]

@@ -47,7 +47,7 @@ pub enum ImageError {
     Incomplete(&'static str),
 }
 
-pub(super) fn encode(contents: &Contents) -> Vec<u8> {
+pub(crate) fn encode(contents: &Contents) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + CHECKSUM + contents.encoded_len());
     bytes.extend(MAGIC);
     bytes.extend(FORMAT.to_be_bytes());
@@ -59,7 +59,7 @@ pub(super) fn encode(contents: &Contents) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<Contents, ImageError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Contents, ImageError> {
     let (magic, rest) = bytes.split_first_chunk::<8>().ok_or(ImageError::Magic)?;
     if *magic != MAGIC {
         return Err(ImageError::Magic);

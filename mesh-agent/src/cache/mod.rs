@@ -10,6 +10,8 @@ mod saver;
 
 pub use contents::{Contents, Held, Kind, Resources, SharedResources};
 pub use image::ImageError;
+#[cfg(any(test, fuzzing))]
+pub(crate) use image::{decode, encode};
 pub use saver::Saver;
 
 use std::{

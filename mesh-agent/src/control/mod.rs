@@ -16,5 +16,7 @@ mod tests;
 pub use backoff::Backoff;
 pub use client::{Client, Published};
 pub use dial::{Bearer, ControlAddress, DialError, Line, causes};
+#[cfg(any(test, fuzzing))]
+pub(crate) use exchange::State;
 pub use status::{ControlStatus, SharedControlStatus, TypeStatus};
 pub(crate) use subscription::is_alias;

@@ -90,9 +90,10 @@ impl Claim {
             service_account: request.service_account.clone(),
             addresses: read_addresses(&request.addresses)?,
             network_namespace: read_namespace(request.network_namespace.as_ref())?,
-            cgroup_path: read_cgroup(&request.cgroup_path, cgroup_root)?,
             probe_ports: read_ports(&request.probe_ports)?,
             is_fail_open: request.fail_open,
+            // Last, because it asks the file system.
+            cgroup_path: read_cgroup(&request.cgroup_path, cgroup_root)?,
         })
     }
 

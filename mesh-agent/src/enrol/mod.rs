@@ -20,6 +20,8 @@ pub use descriptors::{DescriptorError, check_room, raise_limit};
 pub use error::{Conflict, EnrolError, NodeError};
 pub use older::{SharedOlder, count_open};
 pub use pulse::Death;
+#[cfg(any(test, fuzzing))]
+pub(crate) use record::Record;
 pub use record::{RecordError, forget_all};
 pub use registry::{Registry, RegistrySettings, Wiring};
 pub use requests::Enrolment;

@@ -24,6 +24,8 @@ pub(crate) use lent::SIZE as CHUNK;
 pub use lent::read_chunk;
 pub use pool::{Dialled, Key, OpenError, Pool};
 pub use server::{Incoming, Server, ServerError};
+#[cfg(any(test, fuzzing))]
+pub(crate) use server::{authority, serve_unsealed};
 pub use stream::{Backlog, Stream};
 
 /// Where agents listen for tunnels, in each pod's namespace.

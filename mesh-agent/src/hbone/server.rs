@@ -6,8 +6,13 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use mesh_api::Identity;
 use rustls::ServerConfig;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
@@ -76,42 +81,67 @@ impl Server {
 
     /// Hands out requests until the tunnel has ended. `draining` says GOAWAY and lets streams end, `closing` waits half a
     /// second for it and resets.
-    pub async fn run(mut self, drain: &Drain, mut incoming: impl FnMut(Incoming)) {
-        let pulse = Pulse::default();
-        let dead = keepalive::until_dead(self.connection.ping_pong(), &pulse);
-        let mut dead = std::pin::pin!(dead);
-        let mut draining = std::pin::pin!(drain.reached(Phase::Draining));
-        let mut closing = std::pin::pin!(async {
-            drain.reached(Phase::Closing).await;
-            tokio::time::sleep(CLOSE_TIMEOUT).await;
-        });
-        let mut is_draining = false;
-        loop {
-            tokio::select! {
-                accepted = self.connection.accept() => match accepted {
-                    Some(Ok((request, respond))) => incoming(Incoming { request, respond }),
-                    Some(Err(error)) => {
-                        tracing::debug!(peer = %self.peer.identity, %error, "tunnel lost");
-                        return;
-                    }
-                    None => break self.orderly.set(),
-                },
-                () = &mut dead => {
-                    tracing::info!(peer = %self.peer.identity, "tunnel dead: no answer to PING");
-                    return;
-                }
-                () = &mut draining, if !is_draining => {
-                    is_draining = true;
-                    self.connection.graceful_shutdown();
-                }
-                () = tokio::time::sleep_until(self.retires_at), if !is_draining => {
-                    is_draining = true;
-                    self.connection.graceful_shutdown();
-                }
-                () = &mut closing => return,
-            }
+    pub async fn run(mut self, drain: &Drain, incoming: impl FnMut(Incoming)) {
+        if hand_out(&mut self.connection, &self.peer.identity, self.retires_at, drain, incoming).await {
+            self.orderly.set();
         }
     }
+}
+
+/// [`Server::run`] on any transport; whether the tunnel ended in order.
+async fn hand_out<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut Connection<S, Bytes>,
+    peer: &Identity,
+    retires_at: Instant,
+    drain: &Drain,
+    mut incoming: impl FnMut(Incoming),
+) -> bool {
+    let pulse = Pulse::default();
+    let mut dead = std::pin::pin!(keepalive::until_dead(connection.ping_pong(), &pulse));
+    let mut draining = std::pin::pin!(drain.reached(Phase::Draining));
+    let mut closing = std::pin::pin!(async {
+        drain.reached(Phase::Closing).await;
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
+    });
+    let mut is_draining = false;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => incoming(Incoming { request, respond }),
+                Some(Err(error)) => {
+                    tracing::debug!(%peer, %error, "tunnel lost");
+                    return false;
+                }
+                None => return true,
+            },
+            () = &mut dead => {
+                tracing::info!(%peer, "tunnel dead: no answer to PING");
+                return false;
+            }
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                connection.graceful_shutdown();
+            }
+            () = tokio::time::sleep_until(retires_at), if !is_draining => {
+                is_draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut closing => return false,
+        }
+    }
+}
+
+/// What a verified peer can send, without the TLS around it; whether the tunnel ended in order.
+#[cfg(any(test, fuzzing))]
+pub(crate) async fn serve_unsealed(
+    transport: impl AsyncRead + AsyncWrite + Unpin,
+    peer: &Identity,
+    drain: &Drain,
+    incoming: impl FnMut(Incoming),
+) -> Result<bool, h2::Error> {
+    let mut connection = builder().handshake(transport).await?;
+    let retires_at = Instant::now() + std::time::Duration::from_secs(3600);
+    Ok(hand_out(&mut connection, peer, retires_at, drain, incoming).await)
 }
 
 fn builder() -> h2::server::Builder {
@@ -126,6 +156,15 @@ fn builder() -> h2::server::Builder {
     builder
 }
 
+/// [`Incoming::authority`] of any request.
+pub(crate) fn authority<B>(request: &Request<B>) -> Result<SocketAddr, StatusCode> {
+    if request.method() != Method::CONNECT {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    let authority = request.uri().authority().ok_or(StatusCode::BAD_REQUEST)?;
+    authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)
+}
+
 /// One request. Dropped without an answer, its stream is reset.
 pub struct Incoming {
     request: Request<h2::RecvStream>,
@@ -138,11 +177,7 @@ impl Incoming {
     /// # Errors
     /// The status to answer: the method is not CONNECT, or the authority is no address and port. Names are not resolved.
     pub fn authority(&self) -> Result<SocketAddr, StatusCode> {
-        if self.request.method() != Method::CONNECT {
-            return Err(StatusCode::BAD_REQUEST);
-        }
-        let authority = self.request.uri().authority().ok_or(StatusCode::BAD_REQUEST)?;
-        authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)
+        authority(&self.request)
     }
 
     /// The request's headers: claims of the peer, for display only.

@@ -20,16 +20,22 @@ impl Events {
     pub fn drain(&mut self, mut read: impl FnMut(&Record)) -> usize {
         let mut count = 0;
         while let Some(item) = self.ring.next() {
-            if item.len() < size_of::<Record>() {
-                continue;
+            if let Some(record) = record(&item) {
+                read(&record);
+                count += 1;
             }
-            // SAFETY: long enough, any bytes are a value of a plain type, and the copy does not need alignment.
-            let record = unsafe { item.as_ptr().cast::<Record>().read_unaligned() };
-            read(&record);
-            count += 1;
         }
         count
     }
+}
+
+/// The record at the start of these bytes, whatever they are; none when they are too few.
+pub(crate) fn record(bytes: &[u8]) -> Option<Record> {
+    if bytes.len() < size_of::<Record>() {
+        return None;
+    }
+    // SAFETY: long enough, any bytes are a value of a plain type, and the copy does not need alignment.
+    Some(unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() })
 }
 
 impl std::fmt::Debug for Events {

@@ -42,6 +42,8 @@ use steering::Installed;
 pub use cgroup::{PodCgroup, subtree};
 pub use error::KernelError;
 pub use events::Events;
+#[cfg(any(test, fuzzing))]
+pub(crate) use events::record;
 pub use facts::{Fact, FactResult, precheck};
 pub use flows::{FlowRow, MapFill, ProgramRuns};
 pub use interface::AddressWatch;

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use mesh_api::Identity;
 
 use super::{
@@ -28,10 +28,10 @@ use crate::{
 };
 
 /// One tunnel, by its two addresses and its verified peer.
-struct Tunnel {
-    local: SocketAddr,
-    remote: SocketAddr,
-    peer: Rc<Peer>,
+pub(crate) struct Tunnel {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) peer: Rc<Peer>,
 }
 
 /// A tunnel from its first byte to its last; each request in it is a connection of its own.
@@ -133,7 +133,8 @@ async fn reach(
     incoming: &Incoming,
     outcome: &Outcome,
 ) -> Result<(Upstream, Option<http::HeaderValue>), Failure> {
-    let origin = request_origin(tunnel, incoming).inspect_err(|_| outcome.dialled(tunnel.local))?;
+    let origin = request_origin(tunnel, incoming.authority(), incoming.headers())
+        .inspect_err(|_| outcome.dialled(tunnel.local))?;
     let view = worker.view().ok_or(Failure::Starting)?;
     outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, incoming));
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;
@@ -145,13 +146,18 @@ async fn reach(
     Ok((upstream, baggage))
 }
 
-fn request_origin(tunnel: &Tunnel, incoming: &Incoming) -> Result<Origin, Failure> {
-    let authority = origin::canonical(incoming.authority().map_err(Failure::Request)?);
+/// Who asks and for what, by the authority and the headers of a request.
+pub(crate) fn request_origin(
+    tunnel: &Tunnel,
+    authority: Result<SocketAddr, StatusCode>,
+    headers: &HeaderMap,
+) -> Result<Origin, Failure> {
+    let authority = origin::canonical(authority.map_err(Failure::Request)?);
     if authority.ip() != tunnel.local.ip() {
         return Err(Failure::Request(StatusCode::BAD_REQUEST));
     }
     // Else the app sees the tunnel's port: the address is proved, the port a courtesy.
-    let source = hbone::forwarded_for(incoming.headers(), tunnel.remote.ip()).unwrap_or(tunnel.remote);
+    let source = hbone::forwarded_for(headers, tunnel.remote.ip()).unwrap_or(tunnel.remote);
     Ok(origin::tunnel(tunnel.peer.identity.clone(), source, authority))
 }
 

@@ -28,6 +28,8 @@ pub use context::{Context, POD_MEMORY, Steering};
 pub use copy::{CopyError, End};
 pub use explain::{Explanation, Step, explain};
 pub use failure::{Blame, Cut, Failure, Flag, Stage};
+#[cfg(any(test, fuzzing))]
+pub(crate) use inbound::{Tunnel, request_origin};
 pub use live::ConnectionSnapshot;
 pub use origin::{OWN_PORTS, Origin, OriginError};
 pub use resolve::{Caller, NextHop, PlaintextReason, Question, ResolveError, Route};

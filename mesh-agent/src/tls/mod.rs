@@ -121,6 +121,21 @@ pub fn server(credentials: &Credentials, trust_domain: &str) -> Result<Arc<Serve
     Ok(Arc::new(config))
 }
 
+/// Whose chain it is, judged as in sessions of [`server`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn verify_client(
+    trust: &TrustBundle,
+    trust_domain: &str,
+    chain: &[rustls::pki_types::CertificateDer<'_>],
+    now: rustls::pki_types::UnixTime,
+) -> Result<Identity, TlsError> {
+    use rustls::server::danger::ClientCertVerifier;
+    let verifier = verify::ClientDomain::new(trust.roots.clone(), trust_domain, provider()).ok_or(TlsError::NoTrust)?;
+    let (leaf, others) = chain.split_first().ok_or(TlsError::NoTrust)?;
+    verifier.verify_client_cert(leaf, others, now)?;
+    peer_identity(leaf).map_err(|error| TlsError::Config(error.into()))
+}
+
 /// What a client calls the peer: nothing on the wire (no SNI is sent), and its certificate is judged by URI, not by this.
 pub fn no_name(address: std::net::IpAddr) -> ServerName<'static> {
     ServerName::IpAddress(address.into())

@@ -6,7 +6,8 @@
 mod convert;
 mod convert_policy;
 mod demand;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzing needs a part of it"))]
 pub(crate) mod fixtures;
 mod policy;
 mod service;

@@ -40,7 +40,12 @@ pub fn public_key(pem: &str, identity: &Identity) -> Result<SubjectPublicKeyInfo
     if !is_request || blocks.next().is_some() {
         return Err(RequestError::Unreadable);
     }
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents).map_err(|_| RequestError::Unreadable)?;
+    public_key_of_der(&block.contents, identity)
+}
+
+/// The same of what is in the PEM block.
+pub(crate) fn public_key_of_der(der: &[u8], identity: &Identity) -> Result<SubjectPublicKeyInfo, RequestError> {
+    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| RequestError::Unreadable)?;
     if !rest.is_empty() {
         return Err(RequestError::Unreadable);
     }

@@ -215,6 +215,13 @@ impl File {
     }
 }
 
+/// What one file says and what is wrong with it.
+#[cfg(any(test, fuzzing))]
+pub fn read(text: &str) -> (Vec<Object>, Vec<Problem>) {
+    let read = Read::from_text(text);
+    (read.objects, read.problems)
+}
+
 /// A problem of a file that has no place in it.
 fn whole_file(reason: String) -> Problem {
     Problem { at: Position::default(), field: String::new(), reason }

@@ -157,7 +157,7 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 }
 
 /// `NODE_NAME` of a ztunnel's or an agent's metadata.
-fn named_node(node: &Node) -> Option<&str> {
+pub(crate) fn named_node(node: &Node) -> Option<&str> {
     let value = node.metadata.as_ref()?.fields.get("NODE_NAME")?;
     match value.kind.as_ref()? {
         prost_types::value::Kind::StringValue(name) if !name.is_empty() => Some(name),
