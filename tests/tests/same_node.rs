@@ -1,7 +1,7 @@
 //! `sameNode: encrypt`: nothing goes straight from app to app any more. What is on one node passes the agent, which judges
 //! every connection by itself, and everything that shows connections says so.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_tests::{App, LIMIT, Mesh, Setup, conversation::Conversation, eventually, identity, node::Node};
 
@@ -106,9 +106,7 @@ fn turning_the_direct_path_off_ends_what_is_direct_and_turning_it_on_again_ends_
     assert_eq!(direct(node), 2.0, "both ends of one direct connection");
 
     mesh.set(ENCRYPT);
-    let since = Instant::now();
     live.is_cut_within(Duration::from_secs(1));
-    assert!(since.elapsed() < Duration::from_secs(1));
     let by_agent = web.opens(near.at(80));
     by_agent.still_works();
     assert_eq!(direct(node), 2.0, "the next one passes the agent");
