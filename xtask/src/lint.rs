@@ -1,11 +1,11 @@
-//! `cargo xtask lint`: formatting, clippy, who may depend on whom, sizes, and the eBPF crate. Reports everything it
-//! finds before it fails.
+//! `cargo xtask lint`: formatting, clippy, who may depend on whom, sizes, the names in ARCHITECTURE.md, and the eBPF crate.
+//! Reports everything it finds before it fails.
 
 use std::fs;
 
 use anyhow::{Result, bail};
 
-use crate::{ebpf, fuzz, setup, shell, sizes, workspace};
+use crate::{ebpf, fuzz, invariants, setup, shell, sizes, workspace};
 
 /// Runs all checks.
 ///
@@ -23,6 +23,7 @@ pub fn run() -> Result<()> {
         ("only the kernel module names aya", &only_kernel_names_aya),
         ("the control daemon does not link aya", &control_does_not_link_aya),
         ("sizes", &sizes::check),
+        ("invariants name their tests", &invariants::check),
         ("eBPF programs", &ebpf::lint),
     ];
     let mut failed = Vec::new();

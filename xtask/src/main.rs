@@ -6,6 +6,7 @@ mod binaries;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod invariants;
 mod lint;
 mod setup;
 mod shell;
