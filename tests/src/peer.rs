@@ -221,7 +221,7 @@ pub fn uri_names(certificate: &CertificateDer<'_>) -> Vec<String> {
 pub fn serial(certificate: &CertificateDer<'_>) -> String {
     use x509_parser::prelude::{FromDer, X509Certificate};
     let (_, certificate) = X509Certificate::from_der(certificate).expect("a certificate");
-    certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect()
+    certificate.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// A server at an address that control calls a workload's, with a certificate of another one.

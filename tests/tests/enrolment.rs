@@ -323,9 +323,12 @@ fn a_pod_that_dies_without_a_word_is_cleaned_up_within_two_seconds() {
     out.still_works();
     let with = held(node);
     assert!(with.devices > before.devices && with.pins.len() > before.pins.len(), "{with:?}");
+    // What other pods report of it is theirs: Istio's series name both ends.
     let series_of_web = || {
-        let is_of_web =
-            |series: &Series| series.labels.values().any(|value| value == "web" || value.ends_with("sa/web"));
+        let is_of_web = |series: &Series| match series.labels.get("reporter").map(String::as_str) {
+            Some(reporter) => series.labels.get(&format!("{reporter}_workload")).is_some_and(|name| name == "web"),
+            None => series.labels.values().any(|value| value == "web" || value.ends_with("sa/web")),
+        };
         node.metrics().0.into_iter().filter(is_of_web).collect::<Vec<_>>()
     };
     assert!(!series_of_web().is_empty(), "there is something to clean up");
