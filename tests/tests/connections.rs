@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -12,6 +13,9 @@ use mesh_tests::{
     eventually, plain,
     protocol::{Behaviour, Command, Dial, End, Listen, Reply},
 };
+
+/// Who makes tens of thousands of connections has the processors to itself.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A caller, and a server on its own node and one on the other, each built by `serve`.
 fn near_and_far(mesh: &Mesh, serve: impl Fn(App) -> App) -> (App, [App; 2]) {
@@ -47,10 +51,12 @@ fn twenty_thousand_connections_reach_what_they_dialled_and_leave_no_trace_in_the
     };
     let before = fill();
 
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let reports = std::thread::scope(|scope| {
         let storms = [&web, &api].map(|app| scope.spawn(|| app.storms(&all, 10_000, 8, true)));
         storms.map(|storm| storm.join().expect("the storm ran"))
     });
+    drop(alone);
 
     for report in reports {
         let wrong = (report.wrong_destination, report.wrong_source, report.failed);
@@ -67,14 +73,20 @@ fn twenty_thousand_connections_reach_what_they_dialled_and_leave_no_trace_in_the
 fn sixty_thousand_connections_in_a_minute_do_not_run_out_of_ports() {
     let mesh = Mesh::new();
     let (web, servers) = near_and_far(&mesh, |app| app.serving(80, Behaviour::Name));
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for server in servers {
-        let report = web.storms(&[server.at(80)], 60_000, 8, true);
-
-        assert_eq!((report.answered, report.failed), (60_000, 0), "{report:?}");
-        let twelfths = &report.twelfths_ms;
-        assert!(twelfths[11] < 60_000, "it took {} ms", twelfths[11]);
-        let (first, last) = (twelfths[1], twelfths[11] - twelfths[9]);
-        assert!(2 * last <= 3 * first, "the first 10,000 took {first} ms, the last {last} ms");
+        let storm = || {
+            let report = web.storms(&[server.at(80)], 60_000, 8, true);
+            assert_eq!((report.answered, report.failed), (60_000, 0), "{report:?}");
+            let twelfths = &report.twelfths_ms;
+            assert!(twelfths[11] < 60_000, "it took {} ms", twelfths[11]);
+            (twelfths[1], twelfths[11] - twelfths[9])
+        };
+        let (first, last) = storm();
+        let is_steady = |first: u64, last: u64| 2 * last <= 3 * first;
+        // Somebody else on the machine may have been busy; ports run out every time.
+        let (first, last) = if is_steady(first, last) { (first, last) } else { storm() };
+        assert!(is_steady(first, last), "the first 10,000 took {first} ms, the last {last} ms");
     }
 }
 
