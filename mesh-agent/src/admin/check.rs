@@ -13,7 +13,7 @@ use crate::{
     kernel::{Fact, FactResult, MapFill, diag, precheck},
 };
 
-use super::Node;
+use super::{Node, membership};
 
 /// A certificate that ends sooner than this although it should have been renewed.
 const EXPIRY_WARNING: Duration = Duration::from_secs(3600);
@@ -43,7 +43,8 @@ pub(super) fn all(node: &Node) -> Vec<CheckRow> {
         trust(node),
         certificates(node),
         clock(&node.wallet.load(), SystemTime::now()),
-        pods(node),
+        membership::pods(&node.pods.load(), &node.view.load_full().unwrap_or_default()),
+        membership::ranges(node.view.load_full().as_deref()),
         listeners(node),
         older(node),
         super::rights::row(&node.pods.load()),
@@ -231,20 +232,6 @@ fn clock(wallet: &Wallet, now: SystemTime) -> CheckRow {
             "clock",
             format!("the certificate of {} is not valid yet", held.identity),
             "the clocks of this node and of mesh-control differ by more than a minute: synchronise them",
-        ),
-    }
-}
-
-fn pods(node: &Node) -> CheckRow {
-    let (pods, view) = (node.pods.load(), node.view.load_full().unwrap_or_default());
-    let pending: Vec<String> =
-        pods.by_uid.values().filter(|pod| pod.workload(&view).is_none()).map(|pod| pod.full_name()).collect();
-    match pending.is_empty() {
-        true => ok("pods", format!("{} enrolled", pods.by_uid.len())),
-        false => warning(
-            "pods",
-            format!("not in the View: {}", pending.join(", ")),
-            "does mesh-control have the pod with this name, service account and address?",
         ),
     }
 }

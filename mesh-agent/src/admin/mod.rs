@@ -8,6 +8,7 @@ mod explain;
 mod http;
 mod inspect;
 mod log;
+mod membership;
 mod metrics;
 mod process;
 mod rights;
