@@ -16,7 +16,7 @@ pub fn run() -> Result<()> {
     // The agent's build script needs the object, whatever is then checked about the agent.
     ebpf::build()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 7] = [
+    let checks: [(&str, &dyn Fn() -> Result<()>); 8] = [
         ("formatting", &|| shell::run(workspace::cargo().args(["fmt", "--all", "--check"]))),
         ("formatting of the fuzz targets", &fuzz::check_format),
         ("clippy", &|| shell::run(workspace::cargo().args(clippy))),

@@ -189,7 +189,7 @@ async fn what_is_wanted_is_held_and_what_is_not_any_more_is_dropped() {
 
 #[tokio::test]
 async fn a_certificate_is_renewed_at_half_of_its_life_and_kept_while_that_fails() {
-    let mut ground = Ground::start("renewed", Duration::from_secs(4)).await;
+    let mut ground = Ground::start("renewed", Duration::from_secs(6)).await;
     ground.want(&["web"]);
     ground.wallet_changes().await;
     let first = ground.serial("web").expect("a certificate");
