@@ -161,6 +161,22 @@ fn control_does_not_know_a_pod(mesh: &Mesh) -> Mend<'_> {
     Box::new(move || early.published())
 }
 
+/// Writes a manifest of the mesh otherwise; afterwards as it was.
+fn rewritten<'a>(mesh: &'a Mesh, file: &'static str, change: impl Fn(&str) -> String) -> Mend<'a> {
+    let manifest = fs::read_to_string(mesh.control().manifests().join(file)).expect("a manifest of the mesh");
+    mesh.apply(file, &change(&manifest));
+    Box::new(move || mesh.apply(file, &manifest))
+}
+
+fn control_says_that_a_pod_is_outside(mesh: &Mesh) -> Mend<'_> {
+    let opted_out = "  labels:\n    istio.io/dataplane-mode: none\n";
+    rewritten(mesh, "pod-default-near.yaml", |manifest| manifest.replace("  labels:\n", opted_out))
+}
+
+fn the_services_ranges_are_not_known(mesh: &Mesh) -> Mend<'_> {
+    rewritten(mesh, "mesh.yaml", |manifest| manifest.split("  serviceRanges:").next().unwrap_or_default().to_owned())
+}
+
 fn a_process_of_the_pod_takes_a_port(mesh: &Mesh) -> Mend<'_> {
     let web = app(mesh, "web");
     let listen = Listen { address: web.at(15001), only_v6: false, reuse_port: true, behaviour: Behaviour::Hold };
@@ -197,7 +213,7 @@ fn a_root_has_expired(mesh: &Mesh) -> Mend<'_> {
 /// A line of `meshctl check`, its result and what it says, and the fault that makes it say so.
 type Fault = (&'static str, &'static str, &'static str, for<'a> fn(&'a Mesh) -> Mend<'a>);
 
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 13] = [
     ("links", "failed", "connect4: detached", a_hook_is_detached),
     ("other_programs", "warning", "getpeername6: 1 in /", another_program_is_on_a_pods_cgroup),
     ("maps", "failed", "FLOWS", a_map_is_full),
@@ -207,6 +223,8 @@ const FAULTS: [Fault; 11] = [
     ("trust_bundle", "failed", "1 roots have expired", a_root_has_expired),
     ("certificates", "failed", "ns/default/sa/lost: none", no_certificate_is_signed),
     ("pods", "warning", "not in the View: default/early", control_does_not_know_a_pod),
+    ("pods", "warning", "not in the mesh: default/near", control_says_that_a_pod_is_outside),
+    ("ranges", "warning", "no service ranges", the_services_ranges_are_not_known),
     ("listeners", "failed", "default/web: ", a_process_of_the_pod_takes_a_port),
     ("before_enrolment", "warning", "default/late: 1", a_connection_is_older_than_the_mesh),
 ];
