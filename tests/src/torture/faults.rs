@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What a fault touches; two that touch the same do not overlap.
+/// What a fault touches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     AgentA,
@@ -37,6 +37,15 @@ pub struct Fault {
     pub hold: Duration,
     /// Makes it, holds it, takes it back. An error is a promise that was not kept.
     pub strike: fn(&Stage, Duration) -> Result<(), String>,
+}
+
+impl Fault {
+    /// Whether both may strike at once: they touch different parts, and neither makes promises of its own about pods, which
+    /// hold only in a mesh that is otherwise well.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let parts = [self.part, other.part];
+        parts[0] != parts[1] && !parts.contains(&Part::Pods)
+    }
 }
 
 const NOTHING: &[Kind] = &[];

@@ -85,7 +85,7 @@ impl Deck {
         let first = self.left.pop().expect("just filled");
         let mut drawn = vec![first];
         if self.random.u8(..) < 96
-            && let Some(at) = self.left.iter().position(|other| other.part != first.part)
+            && let Some(at) = self.left.iter().position(|other| first.goes_with(other))
         {
             drawn.push(self.left.remove(at));
         }
@@ -177,10 +177,10 @@ fn finding(call: &Call, faults: &[&Fault]) -> Option<String> {
         Outcome::Failed(reason) => reason,
     };
     let took = call.ended - call.begun;
-    let mut excuses = faults.iter().filter(|fault| fault.costs.contains(&call.kind)).peekable();
-    if excuses.peek().is_none() {
+    if !faults.iter().any(|fault| fault.costs.contains(&call.kind)) {
         return Some(format!("{:?} failed, which nothing here excuses: {reason}", call.kind));
     }
-    let may_wait = excuses.any(|fault| fault.waits);
+    // A broken link makes those wait too whom it does not cut off.
+    let may_wait = faults.iter().any(|fault| fault.waits);
     (took >= load::LIMIT && !may_wait).then(|| format!("{:?} was told only after {took:?}: {reason}", call.kind))
 }
