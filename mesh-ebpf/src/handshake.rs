@@ -228,17 +228,18 @@ fn changed(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let (old, new) = (field!(context.ops, __bindgen_anon_1.args[0]), field!(context.ops, __bindgen_anon_1.args[1]));
     if new != BPF_TCP_CLOSE {
-        return telemetry::changed(context, new);
+        return telemetry::finished(context);
     }
-    let direction = telemetry::closed(context, old);
-    if direction == Some(Direction::Inbound) {
+    let closed = telemetry::closed(context, old);
+    // An accepted socket has no ticket, and took that of the socket that dialled it when it was made.
+    if closed.as_ref().is_some_and(|closed| closed.direction == Direction::Inbound || closed.is_answered) {
         return;
     }
     let Some(end) = end(context) else { return };
     let tuple = Tuple::new(end.local, end.remote);
     // Of a handshake that never ended, and of one whose destination did not take its ticket.
     let _ = TICKET.remove(&tuple);
-    if direction.is_none() {
+    if closed.is_none() {
         let _ = PENDING.remove(&PendingKey::new(end.namespace, tuple));
     }
 }

@@ -29,38 +29,41 @@ pub fn established(context: &SockOpsContext, flow: &mut Flow) {
     }
 }
 
-/// Whether anything follows from this change of state: from half of them nothing does.
+/// Whether anything follows from this change of state: from most of them nothing does.
 #[inline(always)]
 pub fn is_telling(context: &SockOpsContext) -> bool {
     let new = field!(context.ops, __bindgen_anon_1.args[1]);
-    matches!(new, BPF_TCP_CLOSE | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING)
+    matches!(new, BPF_TCP_CLOSE | BPF_TCP_FIN_WAIT2)
 }
 
-/// Notes FINs as they pass, because the kernel's byte counts include them.
+/// The peer acknowledged the socket's FIN and has not sent its own. Noted because the kernel's byte counts include FINs, and
+/// the states before the end tell all about them but whether one arrives after this.
 #[inline(always)]
-pub fn changed(context: &SockOpsContext, new: u32) {
-    let seen = match new {
-        BPF_TCP_FIN_WAIT2 => FlowFlags::FIN_SENT,
-        BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING => FlowFlags::FIN_RECEIVED,
-        _ => return,
-    };
+pub fn finished(context: &SockOpsContext) {
     let Some(flow) = FLOWS.get_ptr_mut(&cookie(context)) else { return };
     // SAFETY: the entry of a socket is written only by callbacks of that socket, which the kernel runs one at a time.
     let flow = unsafe { &mut *flow };
-    flow.add(seen);
+    flow.add(FlowFlags::FIN_SENT);
     flow.received_at_fin = field!(context.ops, bytes_received) as u32;
 }
 
-/// The socket is closed; which end it was, if it was established.
+/// A connection that was established and is closed.
+pub struct Closed {
+    pub direction: Direction,
+    /// Whether the peer acknowledged more than the SYN, which only an accepted socket does.
+    pub is_answered: bool,
+}
+
+/// The socket is closed; none when it never was established.
 #[inline(always)]
-pub fn closed(context: &SockOpsContext, old: u32) -> Option<Direction> {
+pub fn closed(context: &SockOpsContext, old: u32) -> Option<Closed> {
     let socket = cookie(context);
     let flow = FLOWS.get_ptr_mut(&socket)?;
-    // SAFETY: as in `changed`; the entry stays valid until it is removed below.
+    // SAFETY: as in `finished`; the entry stays valid until it is removed below.
     let flow = unsafe { &mut *flow };
     let (acknowledged, received) = (field!(context.ops, bytes_acked), field!(context.ops, bytes_received));
     let fin_after_ours = old == BPF_TCP_FIN_WAIT2 && received as u32 != flow.received_at_fin;
-    if fin_after_ours {
+    if fin_after_ours || matches!(old, BPF_TCP_CLOSE_WAIT | BPF_TCP_LAST_ACK | BPF_TCP_CLOSING) {
         flow.add(FlowFlags::FIN_RECEIVED);
     }
     if old == BPF_TCP_LAST_ACK || old == BPF_TCP_CLOSING {
@@ -73,9 +76,9 @@ pub fn closed(context: &SockOpsContext, old: u32) -> Option<Direction> {
         retransmits: field!(context.ops, total_retrans),
     };
     report(RecordKind::Closed, 0, socket, flow, &totals);
-    let direction = flow.direction();
+    let closed = Closed { direction: flow.direction(), is_answered: acknowledged > 1 };
     let _ = FLOWS.remove(&socket);
-    Some(direction)
+    Some(closed)
 }
 
 /// How many of the acknowledged bytes are SYN and FIN: the SYN is counted for the end that dialled.
