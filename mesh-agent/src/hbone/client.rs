@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use h2::client::{Connection, SendRequest};
 use mesh_api::Identity;
 use rustls::ClientConfig;
@@ -20,6 +21,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{
     CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, DOUBT, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER,
     STREAM_WINDOW, TLS_BUFFER,
+    chores::{Chore, Chores},
     keepalive::{self, Pulse},
     wire::{Heard, Orderly, Wire},
 };
@@ -145,6 +147,23 @@ impl Tunnel {
         Some(sender.clone())
     }
 
+    /// Returns when it is to be retired, or has been.
+    async fn until_old_or_idle(&self, retires_at: Instant, idle: Duration) {
+        while !self.is_retired() {
+            let idle_at = self.last_used.get() + idle;
+            let is_idle = self.streams.get() == 0;
+            tokio::select! {
+                () = tokio::time::sleep_until(retires_at) => return,
+                () = tokio::time::sleep_until(idle_at), if is_idle => {
+                    if self.streams.get() == 0 && self.last_used.get() + idle <= Instant::now() {
+                        return;
+                    }
+                }
+                () = self.changed.notified() => (),
+            }
+        }
+    }
+
     /// Gives a claimed stream back.
     pub(super) fn release(&self) {
         self.streams.set(self.streams.get() - 1);
@@ -186,17 +205,27 @@ impl Driver {
     /// Drives the tunnel to its end. Retires it by age and when idle for `idle`; resets it when the peer is dead.
     pub(super) async fn run(self, tunnel: Rc<Tunnel>, idle: Duration, drain: &Drain) {
         let Self { mut connection, orderly, retires_at } = self;
-        let dead = keepalive::until_dead(connection.ping_pong(), &tunnel.pulse);
-        let mut dead = std::pin::pin!(dead);
-        let mut closed = std::pin::pin!(async {
+        let ping_pong = connection.ping_pong();
+        let mut chores = Chores::new();
+        chores.push(Box::pin(async {
+            keepalive::until_dead(ping_pong, &tunnel.pulse).await;
+            tracing::info!(peer = %tunnel.peer.identity, "tunnel dead: no answer to PING");
+            Chore::End
+        }));
+        chores.push(Box::pin(async {
             drain.reached(Phase::Closing).await;
             tunnel.retire();
             tokio::time::sleep(CLOSE_TIMEOUT).await;
-        });
+            Chore::End
+        }));
+        chores.push(Box::pin(async {
+            tunnel.until_old_or_idle(retires_at, idle).await;
+            tunnel.retire();
+            Chore::Done
+        }));
         loop {
-            let idle_at = tunnel.last_used.get() + idle;
-            let is_idle = tunnel.streams.get() == 0;
             tokio::select! {
+                biased;
                 result = &mut connection => {
                     if let Err(error) = &result {
                         tracing::debug!(peer = %tunnel.peer.identity, %error, "tunnel lost");
@@ -205,20 +234,14 @@ impl Driver {
                     }
                     break;
                 }
-                () = &mut dead => {
-                    tracing::info!(peer = %tunnel.peer.identity, "tunnel dead: no answer to PING");
-                    break;
-                }
-                () = tokio::time::sleep_until(retires_at), if !tunnel.is_retired() => tunnel.retire(),
-                () = tokio::time::sleep_until(idle_at), if is_idle && !tunnel.is_retired() => {
-                    if tunnel.streams.get() == 0 && tunnel.last_used.get() + idle <= Instant::now() {
-                        tunnel.retire();
+                Some(chore) = chores.next() => {
+                    if chore == Chore::End {
+                        break;
                     }
                 }
-                () = tunnel.changed.notified() => (),
-                () = &mut closed => break,
             }
         }
+        drop(chores);
         tunnel.retire();
     }
 }

@@ -2,6 +2,7 @@
 //! in, and [`Stream`] is all that the path sees of either, so that the framing behind it can be replaced. Knows nothing of
 //! policies, services or pods; every limit is in this file.
 
+mod chores;
 mod client;
 mod early;
 mod headers;

@@ -4,6 +4,7 @@
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use mesh_api::Identity;
@@ -18,6 +19,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     Backlog, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST,
     SERVER_STREAMS, STREAM_WINDOW, Stream, TLS_BUFFER,
+    chores::{Chore, Chores},
     client::{Peer, peer_of, until_retirement},
     keepalive::{self, Pulse},
     wire::{Orderly, Wire},
@@ -97,15 +99,28 @@ async fn hand_out<S: AsyncRead + AsyncWrite + Unpin>(
     mut incoming: impl FnMut(Incoming),
 ) -> bool {
     let pulse = Pulse::default();
-    let mut dead = std::pin::pin!(keepalive::until_dead(connection.ping_pong(), &pulse));
-    let mut draining = std::pin::pin!(drain.reached(Phase::Draining));
-    let mut closing = std::pin::pin!(async {
+    let ping_pong = connection.ping_pong();
+    let mut chores = Chores::new();
+    chores.push(Box::pin(async {
+        keepalive::until_dead(ping_pong, &pulse).await;
+        tracing::info!(%peer, "tunnel dead: no answer to PING");
+        Chore::End
+    }));
+    chores.push(Box::pin(async {
         drain.reached(Phase::Closing).await;
         tokio::time::sleep(CLOSE_TIMEOUT).await;
-    });
-    let mut is_draining = false;
+        Chore::End
+    }));
+    chores.push(Box::pin(async {
+        tokio::select! {
+            () = drain.reached(Phase::Draining) => (),
+            () = tokio::time::sleep_until(retires_at) => (),
+        }
+        Chore::GoAway
+    }));
     loop {
         tokio::select! {
+            biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => incoming(Incoming { request, respond }),
                 Some(Err(error)) => {
@@ -114,19 +129,11 @@ async fn hand_out<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 None => return true,
             },
-            () = &mut dead => {
-                tracing::info!(%peer, "tunnel dead: no answer to PING");
-                return false;
-            }
-            () = &mut draining, if !is_draining => {
-                is_draining = true;
-                connection.graceful_shutdown();
-            }
-            () = tokio::time::sleep_until(retires_at), if !is_draining => {
-                is_draining = true;
-                connection.graceful_shutdown();
-            }
-            () = &mut closing => return false,
+            Some(chore) = chores.next() => match chore {
+                Chore::GoAway => connection.graceful_shutdown(),
+                Chore::End => return false,
+                Chore::Done => (),
+            },
         }
     }
 }

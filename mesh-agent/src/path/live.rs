@@ -7,9 +7,10 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll, Waker},
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     authorize::{Source, judge},
@@ -47,24 +48,29 @@ pub(super) struct Live {
     /// What had passed when the memory was looked at last.
     passed: Cell<u64>,
     cut: RefCell<Option<Cut>>,
-    wake: Notify,
+    /// Who waits for that.
+    waits: RefCell<Option<Waker>>,
 }
 
 impl Live {
     /// Ends it; the first reason counts.
     pub fn cut(&self, reason: Cut) {
         self.cut.borrow_mut().get_or_insert(reason);
-        self.wake.notify_one();
+        if let Some(waker) = self.waits.take() {
+            waker.wake();
+        }
     }
 
-    /// Waits until it must end.
-    pub async fn until_cut(&self) -> Cut {
-        loop {
-            if let Some(cut) = &*self.cut.borrow() {
-                return cut.clone();
-            }
-            self.wake.notified().await;
+    /// Waits until it must end; one at a time waits. Asked with every byte that passes, so it costs next to nothing.
+    pub fn poll_cut(&self, context: &Context<'_>) -> Poll<Cut> {
+        if let Some(cut) = &*self.cut.borrow() {
+            return Poll::Ready(cut.clone());
         }
+        let mut waits = self.waits.borrow_mut();
+        if !waits.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *waits = Some(context.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Tells its series what has passed since the last time.
@@ -130,7 +136,7 @@ impl Table {
             unreported: Unreported::default(),
             passed: Cell::default(),
             cut: RefCell::default(),
-            wake: Notify::new(),
+            waits: RefCell::default(),
         });
         self.connections.borrow_mut().insert(id, live.clone());
         live

@@ -1,7 +1,7 @@
 //! What became of a connection: opened at accept, told by the stages, recorded exactly once, at the latest when it is
 //! dropped. It alone writes the connection's metrics and its access-log line, so that they agree.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use super::{
     authorize::{Decision, Permit},
@@ -161,12 +161,16 @@ impl Outcome {
         pod: &PodState,
         carried: impl Future<Output = Result<(), Failure>>,
     ) -> Result<(), Failure> {
-        tokio::select! {
-            biased;
-            cut = self.live.until_cut() => Err(Failure::Cut(cut)),
-            () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
-            result = carried => result,
+        // Who closes a pod or the worker cuts what is live: only one that begins after that is not told.
+        if pod.drain.phase() == Phase::Closing {
+            return Err(Failure::Cut(Cut::Withdrawn));
         }
+        let mut carried = pin!(carried);
+        poll_fn(|context| match self.live.poll_cut(context) {
+            Poll::Ready(cut) => Poll::Ready(Err(Failure::Cut(cut))),
+            Poll::Pending => carried.as_mut().poll(context),
+        })
+        .await
     }
 
     /// It has ended.

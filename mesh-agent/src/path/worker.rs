@@ -85,7 +85,18 @@ impl Worker {
     pub fn start(index: u32, context: Arc<Context>) -> Result<WorkerHandle, WorkerError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Start)?;
         let (commands, mailbox) = mpsc::channel(MAILBOX);
-        let run = move || LocalSet::new().block_on(&runtime, run(Local::new(index, context), mailbox));
+        let run = move || {
+            // A task like the others: what the set itself waits for is polled whenever any of its tasks is.
+            let (running, ended) = oneshot::channel::<()>();
+            let main = async move {
+                run(Local::new(index, context), mailbox).await;
+                drop(running);
+            };
+            LocalSet::new().block_on(&runtime, async {
+                Drain::default().spawn_local(main);
+                ended.await.ok();
+            });
+        };
         let thread = std::thread::Builder::new().name(format!("path-{index}")).spawn(run);
         Ok(WorkerHandle { commands, thread: Some(thread.map_err(WorkerError::Start)?) })
     }
