@@ -69,13 +69,15 @@ pub fn closed(context: &SockOpsContext, old: u32) -> Option<Closed> {
     if old == BPF_TCP_LAST_ACK || old == BPF_TCP_CLOSING {
         flow.add(FlowFlags::FIN_SENT);
     }
-    let totals = Totals {
-        bytes_sent: acknowledged.saturating_sub(counted_flags(flow)),
-        bytes_received: received.saturating_sub(u64::from(flow.flags().has(FlowFlags::FIN_RECEIVED))),
-        rtt_us: field!(context.ops, srtt_us) >> 3,
-        retransmits: field!(context.ops, total_retrans),
-    };
-    report(RecordKind::Closed, 0, socket, flow, &totals);
+    if flow.tells() {
+        let totals = Totals {
+            bytes_sent: acknowledged.saturating_sub(counted_flags(flow)),
+            bytes_received: received.saturating_sub(u64::from(flow.flags().has(FlowFlags::FIN_RECEIVED))),
+            rtt_us: field!(context.ops, srtt_us) >> 3,
+            retransmits: field!(context.ops, total_retrans),
+        };
+        report(RecordKind::Closed, 0, socket, flow, &totals);
+    }
     let closed = Closed { direction: flow.direction(), is_answered: acknowledged > 1 };
     let _ = FLOWS.remove(&socket);
     Some(closed)

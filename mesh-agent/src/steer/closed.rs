@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use mesh_common::abi::{Endpoint, Ip16};
+use mesh_common::abi::{Endpoint, Flow, Ip16};
 
 use crate::{
     enrol::PodTable,
@@ -66,7 +66,7 @@ pub(super) struct Closed {
     /// What the kinds follow from.
     view: Option<Arc<View>>,
     pods: Option<Arc<PodTable>>,
-    /// None: the other end tells.
+    /// None: no end is in a pod that is known.
     kinds: HashMap<Kind, Option<Told>>,
 }
 
@@ -99,30 +99,40 @@ impl Closed {
     }
 }
 
-/// One line per connection: when both ends are pods of this node, that of the end that dialled speaks for both.
+/// One line per connection: that of the end that dialled speaks for both. When its pod has been withdrawn since, it is told
+/// as the other end would.
 fn work_out(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) -> Option<Told> {
-    let mut witness = witness::tell(view, pods, &record.flow, record.at_ns)?;
-    let is_outbound = record.flow.direction() == Direction::Outbound;
-    if !is_outbound && witness.other.is_some() {
-        return None;
-    }
+    let own = || witness::tell(view, pods, &record.flow, record.at_ns);
+    let far = || witness::tell(view, pods, &far_end(pods, &record.flow)?, record.at_ns);
+    let mut witness = own().or_else(far)?;
     if witness.record.verdict.is_some_and(|verdict| !verdict.is_allowed()) {
         // It was let in and then ended by a policy that came later.
         witness.record.flag = Flag::Deny;
         witness.record.error = "ended by policy".into();
     }
-    let own = if is_outbound { Reporter::Source } else { Reporter::Destination };
-    let other = witness.other.as_ref().map(|other| (Reporter::Destination, other.id));
+    let is_source = witness.record.direction == "outbound";
+    let own = if is_source { Reporter::Source } else { Reporter::Destination };
+    let other = witness.other.as_ref().filter(|_| is_source).map(|other| (Reporter::Destination, other.id));
     let reporters = [Some((own, witness.own.id)), other];
     let series = telemetry.direct_series(&witness.record, reporters.into_iter().flatten());
     Some(Told { record: witness.record, series })
+}
+
+/// A direct connection as seen from the pod that was dialled.
+fn far_end(pods: &PodTable, flow: &Flow) -> Option<Flow> {
+    let pod = pods.by_address.get(&flow.remote.address()?.ip())?;
+    let is_direct = flow.direction() == Direction::Outbound && flow.flags().has(FlowFlags::DIRECT);
+    let mut far = Flow::new(Direction::Inbound, pod.id, 0, flow.remote, flow.local);
+    far.established_ns = flow.established_ns;
+    far.add(FlowFlags::DIRECT);
+    is_direct.then_some(far)
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use mesh_common::abi::{Flow, RecordKind, Totals};
+    use mesh_common::abi::{RecordKind, Totals};
 
     use super::*;
     use crate::{proving, telemetry::AccessFormat, view::fixtures};
@@ -157,20 +167,25 @@ mod tests {
         for (port, bytes) in [(40_000, 10), (40_001, 20), (40_002, 30)] {
             let client = format!("10.1.0.1:{port}");
             closed.tell(&telemetry, &record(Direction::Outbound, &client, "10.1.0.2:80", bytes));
-            closed.tell(&telemetry, &record(Direction::Inbound, "10.1.0.2:80", &client, bytes));
         }
-        assert_eq!(closed.kinds.len(), 2);
+        assert_eq!(closed.kinds.len(), 1);
         for reporter in ["source", "destination"] {
             assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", reporter), 3, "{reporter}");
             assert_eq!(count(&telemetry, "istio_tcp_received_bytes_total", reporter), 60, "{reporter}");
         }
+        // The source is withdrawn: the destination's end is told.
+        let left = proving::table(&[proving::pod(2, "db", "10.1.0.2".parse().unwrap())]);
+        closed.follow(&view, &Arc::new(left));
+        closed.tell(&telemetry, &record(Direction::Outbound, "10.1.0.1:40003", "10.1.0.2:80", 40));
+        assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", "source"), 3);
+        assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", "destination"), 4);
+        assert_eq!(count(&telemetry, "istio_tcp_received_bytes_total", "destination"), 100);
         // The destination is withdrawn: nobody speaks for it any more.
         telemetry.forget(2);
         let left = proving::table(&[proving::pod(1, "web", "10.1.0.1".parse().unwrap())]);
         closed.follow(&view, &Arc::new(left));
-        closed.tell(&telemetry, &record(Direction::Inbound, "10.1.0.2:80", "10.1.0.1:40003", 40));
-        assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", "destination"), 0);
         closed.tell(&telemetry, &record(Direction::Outbound, "10.1.0.1:40004", "10.1.0.2:80", 40));
+        assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", "destination"), 0);
         assert_eq!(count(&telemetry, "istio_tcp_connections_closed_total", "source"), 4);
         let is_unproved = |line: &str| line.contains("destination_principal=\"unknown\"") && line.ends_with(" 1");
         assert!(telemetry.encode().unwrap().lines().any(is_unproved), "as if it still vouched for itself");

@@ -77,16 +77,11 @@ impl Records {
             Some(RecordKind::Established) if record.flow.flags().has(FlowFlags::BEFORE_ENROLMENT) => {
                 unseen.notify_one();
             }
-            Some(RecordKind::Closed) if !is_told_elsewhere(record.flow.flags()) => closed.tell(telemetry, record),
+            Some(RecordKind::Closed) if record.flow.tells() => closed.tell(telemetry, record),
             Some(RecordKind::Refused) => refused(&view, &pods, telemetry, record),
             _ => {}
         });
     }
-}
-
-/// By the path, or nowhere: a probe is no connection of the mesh.
-fn is_told_elsewhere(flags: FlowFlags) -> bool {
-    flags.has(FlowFlags::AGENT) || flags.has(FlowFlags::PROBE)
 }
 
 /// The buffer's descriptor under a number of its own, so that its owner stays free to be read from.

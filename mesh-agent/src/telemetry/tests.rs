@@ -162,12 +162,18 @@ fn a_connection_is_one_line_in_either_format() {
         error: "denied:\n\"two\" lines".into(),
         verdict: Some(Verdict::Denied),
         policy: Some(crate::view::PolicyName { namespace: "default".into(), name: "p".into() }),
+        duration: std::time::Duration::from_micros(61_005),
+        started: std::time::UNIX_EPOCH + std::time::Duration::from_micros(1_700_000_000_000_042),
+        original_destination: Some("10.96.0.10:80".parse().unwrap()),
         ..record(&view())
     };
     let text = written(AccessFormat::Text, record.clone());
     assert_eq!(text.lines().count(), 1, "{text}");
     for field in [
+        "time=1700000000.000042 ",
         "direction=outbound",
+        "dst.original=10.96.0.10:80 ",
+        "duration_ms=61.005 ",
         "src.workload=web",
         "src.identity=spiffe://cluster.local/ns/default/sa/web",
         "dst.service=db.default.svc.cluster.local",

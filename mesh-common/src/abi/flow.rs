@@ -113,6 +113,17 @@ impl Flow {
         }
     }
 
+    /// Whether the record of this end tells of the connection. One between ends of this node is told by the end that dialled;
+    /// one through the agent by the agent; a probe by nobody.
+    #[inline(always)]
+    pub const fn tells(&self) -> bool {
+        let flags = self.flags();
+        if flags.has(FlowFlags::AGENT) || flags.has(FlowFlags::PROBE) {
+            return false;
+        }
+        flags.has(FlowFlags::BEFORE_ENROLMENT) || matches!(self.direction(), Direction::Outbound)
+    }
+
     /// How it goes.
     #[inline(always)]
     pub const fn flags(&self) -> FlowFlags {
@@ -133,7 +144,7 @@ pub enum RecordKind {
     /// A handshake ended that was under way when its pod was enrolled. The end of any other is told by FLOWS alone: nobody
     /// would read the record.
     Established = 1,
-    /// A connection is over; byte counts are final.
+    /// A connection is over; byte counts are final. Only of an end that [`Flow::tells`].
     Closed = 2,
     /// A hook refused a connection: [`Record::reason`] says why.
     Refused = 3,
