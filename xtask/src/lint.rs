@@ -44,7 +44,7 @@ pub fn run() -> Result<()> {
 fn only_kernel_names_aya() -> Result<()> {
     let kernel = workspace::root().join("mesh-agent/src/kernel");
     let mut offenders = Vec::new();
-    for directory in ["mesh-agent", "mesh-api", "mesh-common", "mesh-control", "mesh-ctl", "tests"] {
+    for directory in ["mesh-agent", "mesh-api", "mesh-common", "mesh-control", "mesh-listen", "mesh-ctl", "tests"] {
         for file in workspace::sources(directory) {
             if file.starts_with(&kernel) || file == kernel.with_extension("rs") {
                 continue;

@@ -10,8 +10,18 @@ use crate::{shell, workspace};
 const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 60;
 const PATH: &str = "mesh-agent/src/path";
-const CRATES: &[&str] =
-    &["mesh-common", "mesh-ebpf", "mesh-api", "mesh-agent", "mesh-control", "mesh-ctl", "xtask", "tests", "fuzz"];
+const CRATES: &[&str] = &[
+    "mesh-common",
+    "mesh-ebpf",
+    "mesh-api",
+    "mesh-listen",
+    "mesh-agent",
+    "mesh-control",
+    "mesh-ctl",
+    "xtask",
+    "tests",
+    "fuzz",
+];
 
 /// A function and how many lines it takes, from its signature to its closing brace.
 #[derive(Debug, PartialEq)]
