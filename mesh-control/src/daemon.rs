@@ -8,6 +8,7 @@ use mesh_api::proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
     discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
 };
+use mesh_listen::limits;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Server;
@@ -28,15 +29,14 @@ use crate::{
 const REQUEST_BYTES: usize = 64 << 20;
 /// A certificate request is a few hundred bytes.
 const CERTIFICATE_REQUEST_BYTES: usize = 64 << 10;
-/// A connection on which nothing answers a ping is ended: an agent that is gone without a word must not be counted.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Connections have this long to end once the daemon is told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A daemon that is ready to serve: its state is published and its ports are bound.
 pub struct Daemon {
     grpc: TcpListener,
-    http: TcpListener,
+    pages: TcpListener,
+    debug: TcpListener,
     tls: ServerConfig,
     discovery: DiscoveryService,
     certificates: CertificateService,
@@ -65,7 +65,8 @@ impl Daemon {
         let state = publisher.subscribe();
         Ok(Daemon {
             grpc: listener("--listen", settings.listen).await?,
-            http: listener("--metrics-address", settings.metrics_address).await?,
+            pages: listener("--metrics-address", settings.metrics_address).await?,
+            debug: listener("--debug-address", settings.debug_address).await?,
             tls: certificate.config()?,
             discovery: DiscoveryService {
                 state: state.clone(),
@@ -80,12 +81,12 @@ impl Daemon {
         })
     }
 
-    /// The bound addresses of the gRPC and the HTTP port.
+    /// The bound addresses: of gRPC, of metrics, of debug.
     ///
     /// # Errors
     /// The system does not say.
-    pub fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
-        Ok((self.grpc.local_addr()?, self.http.local_addr()?))
+    pub fn addresses(&self) -> std::io::Result<[SocketAddr; 3]> {
+        Ok([self.grpc.local_addr()?, self.pages.local_addr()?, self.debug.local_addr()?])
     }
 
     /// Serves until it is to stop.
@@ -93,21 +94,35 @@ impl Daemon {
     /// # Errors
     /// A server failed as a whole; a connection's failure is its own.
     pub async fn serve(self) -> anyhow::Result<()> {
-        let (listen, metrics) = self.addresses().context("the bound addresses")?;
-        let pages = axum::serve(self.http, observe::router(self.shown));
-        let pages = tokio::spawn(pages.with_graceful_shutdown(stopped(self.stopping.clone())).into_future());
+        let [listen, metrics, operators] = self.addresses().context("the bound addresses")?;
+        let listeners = self.shown.metrics.listeners.clone();
+        let pages = observe::open_pages(self.shown.clone());
+        let pages = mesh_listen::pages(self.pages, pages, listeners.pages, stopped(self.stopping.clone()));
+        let for_operators = observe::debug_pages(self.shown);
+        let for_operators =
+            mesh_listen::pages(self.debug, for_operators, listeners.debug, stopped(self.stopping.clone()));
+        let (pages, for_operators) = (tokio::spawn(pages), tokio::spawn(for_operators));
         let discovery = AggregatedDiscoveryServiceServer::new(self.discovery).max_decoding_message_size(REQUEST_BYTES);
         let certificates =
             IstioCertificateServiceServer::new(self.certificates).max_decoding_message_size(CERTIFICATE_REQUEST_BYTES);
-        tracing::info!(%listen, %metrics, "serving");
+        tracing::info!(%listen, %metrics, debug = %operators, "serving");
+        let connections = listen::connections(self.grpc, self.tls, listeners.agents);
         let served = Server::builder()
-            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .max_concurrent_streams(limits::STREAMS)
+            .initial_stream_window_size(limits::WINDOW)
+            .initial_connection_window_size(limits::WINDOW)
+            .http2_max_header_list_size(limits::HEADER_LIST)
+            .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
+            .http2_max_local_error_reset_streams(Some(limits::FAULTS))
+            .http2_keepalive_interval(Some(limits::PING_INTERVAL))
+            .http2_keepalive_timeout(Some(limits::PING_TIMEOUT))
             .add_service(discovery)
             .add_service(certificates)
-            .serve_with_incoming_shutdown(listen::connections(self.grpc, self.tls), stopped(self.stopping.clone()));
+            .serve_with_incoming_shutdown(connections, stopped(self.stopping.clone()));
         let both = async {
             served.await.context("the gRPC server")?;
-            pages.await.context("the metrics server")?.context("the metrics server")
+            pages.await.context("the metrics server")?;
+            for_operators.await.context("the debug server")
         };
         tokio::select! {
             result = both => result,

@@ -1,14 +1,19 @@
 //! What is counted: subscribers, what they were told and refused, certificates, and how good the configuration is.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use mesh_api::proto::discovery::DeltaDiscoveryResponse;
+use mesh_listen::{Reason, Refusals};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
+    metrics::{MetricType, counter::ConstCounter, counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -34,6 +39,7 @@ pub struct Metrics {
     /// Certificates issued to agents.
     pub certificates_issued: Counter,
     refusals: Family<ReasonLabel, Counter>,
+    streams_refused: Family<ReasonLabel, Counter>,
     /// Problems in the configuration now.
     pub config_errors: Gauge,
     /// Parts of the configuration that have no effect now.
@@ -42,7 +48,41 @@ pub struct Metrics {
     pub config_reads: Counter,
     /// Generation of the state that is published.
     pub state_version: Gauge<u64, AtomicU64>,
+    /// What listeners refused.
+    pub listeners: Listeners,
     is_ready: AtomicBool,
+}
+
+/// One for each listener, by its port.
+#[derive(Clone, Debug)]
+pub struct Listeners {
+    /// 15012: configuration and certificates.
+    pub agents: Arc<Refusals>,
+    /// 15014: metrics and readiness.
+    pub pages: Arc<Refusals>,
+    /// The debug address.
+    pub debug: Arc<Refusals>,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        let of = |listener| Arc::new(Refusals::of(listener));
+        Self { agents: of("15012"), pages: of("15014"), debug: of("debug") }
+    }
+}
+
+impl Collector for Listeners {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let help = "What came to a listener and was refused or cut, by reason";
+        let mut family = encoder.encode_descriptor("mesh_listener_refused", help, None, MetricType::Counter)?;
+        for refusals in [&self.agents, &self.pages, &self.debug] {
+            for (reason, count) in refusals.counts() {
+                let labels = [("listener", refusals.listener), ("reason", reason.label())];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Metrics {
@@ -57,10 +97,12 @@ impl Metrics {
             nacks: Family::default(),
             certificates_issued: Counter::default(),
             refusals: Family::default(),
+            streams_refused: Family::default(),
             config_errors: Gauge::default(),
             config_warnings: Gauge::default(),
             config_reads: Counter::default(),
             state_version: Gauge::default(),
+            listeners: Listeners::default(),
             is_ready: AtomicBool::new(false),
         };
         metrics.register();
@@ -69,6 +111,7 @@ impl Metrics {
 
     fn register(&mut self) {
         let to = &mut self.registry;
+        to.register_collector(Box::new(self.listeners.clone()));
         to.register("mesh_xds_subscribers", "Agents connected", self.subscribers.clone());
         to.register("mesh_xds_pushes", "Responses sent to agents", self.pushes.clone());
         to.register("mesh_xds_sent_resources", "Resources sent to agents", self.resources.clone());
@@ -76,6 +119,8 @@ impl Metrics {
         to.register("mesh_xds_nacks", "Responses that agents refused", self.nacks.clone());
         to.register("mesh_certificates_issued", "Certificates issued to agents", self.certificates_issued.clone());
         to.register("mesh_certificates_refused", "Certificate requests refused", self.refusals.clone());
+        let streams = "Streams of configuration refused or ended: no token, another node's, too much asked";
+        to.register("mesh_xds_refused", streams, self.streams_refused.clone());
         to.register("mesh_config_errors", "Problems in the configuration", self.config_errors.clone());
         to.register("mesh_config_warnings", "Parts of the configuration without effect", self.config_warnings.clone());
         to.register("mesh_config_reads", "Times the configuration was read", self.config_reads.clone());
@@ -91,6 +136,21 @@ impl Metrics {
     /// A certificate request was refused.
     pub fn refused(&self, reason: &str) {
         self.refusals.get_or_create(&ReasonLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// A stream of configuration was refused or ended.
+    pub fn stream_refused(&self, reason: &str) {
+        self.streams_refused.get_or_create(&ReasonLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// Somebody without a token asked for something. Anybody may, so that the log is not given a line for each.
+    pub fn no_token(&self, caller: Option<SocketAddr>, asked: &str) {
+        let caller = caller.map_or_else(|| "unknown".to_owned(), |caller| caller.to_string());
+        self.listeners.agents.refuse(
+            Reason::Token,
+            caller,
+            format_args!("no token of a node with a request for {asked}"),
+        );
     }
 
     /// The first state is published: from now on agents get an answer.

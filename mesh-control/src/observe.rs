@@ -1,6 +1,5 @@
-//! The HTTP port for people and Prometheus: metrics, readiness, what is wrong with the
-//! configuration, and how far each agent has come. Shows no key
-//! and no token, and changes nothing.
+//! The HTTP ports: one for Prometheus and probes (metrics, readiness), one for operators (what is wrong with the
+//! configuration, how far each agent has come). Show no key and no token, and change nothing.
 
 use std::sync::Arc;
 
@@ -54,14 +53,14 @@ pub struct Shown {
     pub roster: Arc<Roster>,
 }
 
-/// The pages.
-pub fn router(shown: Shown) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz/ready", get(ready))
-        .route("/debug/config", get(config))
-        .route("/debug/agents", get(agents))
-        .with_state(shown)
+/// What anybody may see.
+pub fn open_pages(shown: Shown) -> Router {
+    Router::new().route("/metrics", get(metrics)).route("/healthz/ready", get(ready)).with_state(shown)
+}
+
+/// What names manifests, their mistakes and agents.
+pub fn debug_pages(shown: Shown) -> Router {
+    Router::new().route("/debug/config", get(config)).route("/debug/agents", get(agents)).with_state(shown)
 }
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {

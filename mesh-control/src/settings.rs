@@ -23,9 +23,12 @@ pub struct Settings {
     /// Address of discovery and certificate service
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
-    /// Address of /metrics, /healthz/ready, /debug/config and /debug/agents
+    /// Address of /metrics and /healthz/ready
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15014")]
     pub metrics_address: SocketAddr,
+    /// Address of /debug/config and /debug/agents, which nobody is asked a name for: keep it where only operators come
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15013")]
+    pub debug_address: SocketAddr,
     /// File of lines NODE TOKEN, mode 0600; read again when it changes
     #[arg(long, value_name = "FILE")]
     pub node_tokens: PathBuf,

@@ -65,6 +65,7 @@ pub struct Running {
     pub config: TempFolder,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    pub debug: SocketAddr,
     pub root: String,
     stop: watch::Sender<bool>,
     served: JoinHandle<anyhow::Result<()>>,
@@ -87,13 +88,14 @@ impl Running {
             format!("--node-tokens={}", path(&tokens)),
             "--listen=127.0.0.1:0".to_owned(),
             "--metrics-address=127.0.0.1:0".to_owned(),
+            "--debug-address=127.0.0.1:0".to_owned(),
         ]);
         let (stop, stopping) = watch::channel(false);
         let daemon = Daemon::start(&settings, stopping).await.expect("started");
-        let (grpc, http) = daemon.addresses().expect("bound");
+        let [grpc, http, debug] = daemon.addresses().expect("bound");
         let root = fs::read_to_string(state.0.join("root-cert.pem")).expect("written at start");
         let served = tokio::spawn(daemon.serve());
-        Running { config, grpc, http, root, stop, served, _state: state }
+        Running { config, grpc, http, debug, root, stop, served, _state: state }
     }
 
     /// A connection whose server certificate is verified by name.

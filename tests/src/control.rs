@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -19,6 +19,7 @@ use crate::{
 
 const PORT: u16 = 15012;
 const METRICS_PORT: u16 = 15014;
+const DEBUG: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15013);
 
 /// The control daemon.
 pub struct Control {
@@ -103,7 +104,8 @@ impl Control {
         SocketAddr::from((self.addresses.v4, PORT))
     }
 
-    fn metrics_address(&self) -> SocketAddr {
+    /// Where anybody reaches its metrics.
+    pub fn metrics_address(&self) -> SocketAddr {
         SocketAddr::from((self.addresses.v4, METRICS_PORT))
     }
 
@@ -121,8 +123,13 @@ impl Control {
     /// # Errors
     /// When it does not answer.
     pub fn report(&self) -> Result<serde_json::Value, String> {
-        let answer = web::ask(&self.place.namespace, self.metrics_address(), "/debug/config")?;
+        let answer = web::ask(&self.place.namespace, DEBUG, "/debug/config")?;
         serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
+    }
+
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.daemon.id()
     }
 
     /// Where it runs.

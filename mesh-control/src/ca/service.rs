@@ -85,7 +85,10 @@ impl IstioCertificateService for CertificateService {
             }
             Err(refusal) => {
                 self.metrics.refused(refusal.reason());
-                tracing::warn!(node, identity, ?caller, reason = %refusal, "certificate refused");
+                match refusal {
+                    Refusal::Token => self.metrics.no_token(caller, "a certificate"),
+                    _ => tracing::warn!(node, identity, ?caller, reason = %refusal, "certificate refused"),
+                }
                 Err(refusal.status())
             }
         }

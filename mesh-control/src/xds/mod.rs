@@ -1,7 +1,7 @@
 //! The discovery service: one delta stream for each agent. Everything it says is decided by the stream's `Session`;
 //! here are only the stream, its token and its counters.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use mesh_api::proto::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
@@ -28,6 +28,9 @@ pub mod token;
 /// Responses that wait for one subscriber. When it reads no further, nothing more is made for it.
 const WAITING: usize = 4;
 
+/// How often a stream's token is looked at again: one that was withdrawn ends its streams that soon.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The service.
 pub struct DiscoveryService {
     /// What is told.
@@ -53,10 +56,12 @@ impl AggregatedDiscoveryService for DiscoveryService {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = request.remote_addr();
-        let Some(node) = self.tokens.node_of(request.metadata()) else {
-            tracing::warn!(?caller, "stream refused: no token of a node agent");
+        let Some(shown) = self.tokens.shown(request.metadata()) else {
+            self.metrics.no_token(caller, "a stream of configuration");
+            self.metrics.stream_refused("token");
             return Err(Status::unauthenticated("not authenticated"));
         };
+        let node = shown.node.clone();
         let (responses, receiver) = mpsc::channel(WAITING);
         let stream = SubscriberStream {
             session: Session::new(node.as_str()),
@@ -64,6 +69,9 @@ impl AggregatedDiscoveryService for DiscoveryService {
             stopping: self.stopping.clone(),
             subscriber: self.metrics.subscriber(),
             seat: self.roster.seat(&node, caller),
+            metrics: self.metrics.clone(),
+            tokens: self.tokens.clone(),
+            shown,
             node,
             responses,
         };
@@ -80,12 +88,16 @@ struct SubscriberStream {
     state: watch::Receiver<Arc<Snapshot>>,
     stopping: watch::Receiver<bool>,
     subscriber: Subscriber,
+    metrics: Arc<Metrics>,
+    tokens: Arc<token::Tokens>,
+    shown: token::Shown,
     seat: roster::Seat,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
 impl SubscriberStream {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut looks = tokio::time::interval(TOKEN_INTERVAL);
         let end = loop {
             let told = tokio::select! {
                 request = requests.next() => match request {
@@ -97,6 +109,7 @@ impl SubscriberStream {
                     Ok(()) => self.advance().await,
                     Err(_) => break "stopping".to_owned(),
                 },
+                _ = looks.tick() => self.look().await,
                 () = stopped(&mut self.stopping) => break "stopping".to_owned(),
                 () = self.responses.closed() => break "closed by the agent".to_owned(),
             };
@@ -107,10 +120,19 @@ impl SubscriberStream {
         tracing::info!(node = self.node, reason = end, "agent disconnected");
     }
 
+    /// Whether its token still is one.
+    async fn look(&mut self) -> Result<(), String> {
+        if self.tokens.holds(&self.shown) {
+            return Ok(());
+        }
+        let reason = "its token was withdrawn, or is another node's now".to_owned();
+        self.refuse("token", Status::unauthenticated("not authenticated"), reason).await
+    }
+
     async fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), String> {
         if let Some(other) = request.node.as_ref().and_then(named_node).filter(|other| *other != self.node) {
             let reason = format!("the stream says it is of node {other}");
-            return self.refuse(Status::permission_denied("the token is of another node"), reason).await;
+            return self.refuse("node", Status::permission_denied("the token is of another node"), reason).await;
         }
         let state = self.state.borrow_and_update().clone();
         let (type_url, is_answer) = (request.type_url.clone(), !request.response_nonce.is_empty());
@@ -120,7 +142,9 @@ impl SubscriberStream {
                 self.seat.note(&self.session, is_answer.then_some((&type_url, nack.as_ref())));
                 self.send(responses).await
             }
-            Err(error) => self.refuse(Status::resource_exhausted(error.to_string()), error.to_string()).await,
+            Err(error) => {
+                self.refuse("request", Status::resource_exhausted(error.to_string()), error.to_string()).await
+            }
         }
     }
 
@@ -139,7 +163,9 @@ impl SubscriberStream {
         Ok(())
     }
 
-    async fn refuse(&mut self, status: Status, reason: String) -> Result<(), String> {
+    async fn refuse(&mut self, label: &str, status: Status, reason: String) -> Result<(), String> {
+        self.metrics.stream_refused(label);
+        tracing::warn!(node = self.node, reason, "stream refused");
         // A subscriber that is gone needs no reason.
         let _ = self.responses.send(Err(status)).await;
         Err(reason)

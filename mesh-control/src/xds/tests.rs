@@ -1,6 +1,6 @@
 //! The discovery service as an agent meets it: a TLS connection to a whole daemon, which follows a folder.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_api::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, MESH_CONFIG_TYPE,
@@ -126,7 +126,12 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 }
 
 async fn page(daemon: &Running, path: &str) -> String {
-    let mut stream = TcpStream::connect(daemon.http).await.expect("connected");
+    let address = if path.starts_with("/debug") { daemon.debug } else { daemon.http };
+    fetched(address, path).await
+}
+
+async fn fetched(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("connected");
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("written");
     let mut text = String::new();
@@ -276,6 +281,18 @@ async fn a_broken_file_is_shown_and_changes_nothing_until_it_is_mended() {
     daemon.config.write("policy.yaml", &POLICY.replace("spec: {}", "spec: {action: DENY, rules: [{}]}"));
     assert_eq!(names(&agent.accept().await), ["shop/nobody"], "the broken form was never published");
     assert!(page(&daemon, "/healthz/ready").await.contains("200 OK"));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_names_manifests_and_agents_is_not_shown_where_anybody_reads_the_metrics() {
+    let daemon = Running::on(&[]).await;
+    for path in ["/debug/config", "/debug/agents", "/debug", "/debug/config/", "/metrics/../debug/config"] {
+        let answer = fetched(daemon.http, path).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+    assert!(fetched(daemon.debug, "/metrics").await.starts_with("HTTP/1.1 404 "));
+    assert!(page(&daemon, "/debug/agents").await.contains("200 OK"));
     daemon.stop().await;
 }
 

@@ -50,6 +50,14 @@ type Nodes = HashMap<[u8; 32], String>;
 /// What tells one version of the file from the next.
 type Stamp = (u64, i64, i64, u64);
 
+/// A token that was shown, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Its node.
+    pub node: String,
+    hash: [u8; 32],
+}
+
 /// The tokens.
 #[derive(Debug)]
 pub struct Tokens {
@@ -69,10 +77,23 @@ impl Tokens {
 
     /// The node whose token a request carries as `authorization: Bearer TOKEN`.
     pub fn node_of(&self, metadata: &MetadataMap) -> Option<String> {
+        self.shown(metadata).map(|shown| shown.node)
+    }
+
+    /// That token and its node, to be asked of again: see [`Self::holds`].
+    pub fn shown(&self, metadata: &MetadataMap) -> Option<Shown> {
         let token = metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
         self.refresh();
         // Looked up by hash: the time it takes says nothing of how much of a token was right.
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).0.get(&hash(token)).cloned()
+        let hash = hash(token);
+        let node = self.nodes.read().unwrap_or_else(PoisonError::into_inner).0.get(&hash).cloned()?;
+        Some(Shown { node, hash })
+    }
+
+    /// Whether a token that was shown before is still its node's.
+    pub fn holds(&self, shown: &Shown) -> bool {
+        self.refresh();
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).0.get(&shown.hash) == Some(&shown.node)
     }
 
     /// Reads the file again when it is another. A file with a mistake keeps the tokens as they were.
@@ -151,10 +172,16 @@ mod tests {
         assert_eq!(tokens.node_of(&bearer("fedcba9876543210")).as_deref(), Some("node-b"));
         assert_eq!(tokens.node_of(&bearer("fedcba987654321")), None);
         assert_eq!(tokens.node_of(&MetadataMap::new()), None);
+        let [shown_a, shown_b] =
+            ["0123456789abcdef", "fedcba9876543210"].map(|text| tokens.shown(&bearer(text)).expect(text));
+        assert!(tokens.holds(&shown_a) && tokens.holds(&shown_b));
 
         fs::write(&path, "node-a 0123456789abcdef\n").expect("written");
         assert_eq!(tokens.node_of(&bearer("fedcba9876543210")), None);
         assert_eq!(tokens.node_of(&bearer("0123456789abcdef")).as_deref(), Some("node-a"));
+        assert!(tokens.holds(&shown_a) && !tokens.holds(&shown_b));
+        fs::write(&path, "node-c 0123456789abcdef\n").expect("written");
+        assert!(!tokens.holds(&shown_a), "it is another node's now");
         fs::remove_file(path).expect("removed");
     }
 

@@ -37,6 +37,19 @@ status: {phase: Succeeded}
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
+/// `openssl req -newkey rsa:1024 -addext subjectAltName=critical,URI:...`: a key that can be factored.
+const RSA_1024: &str = "-----BEGIN CERTIFICATE REQUEST-----\n\
+MIIBhTCB7wIBADAAMIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDmEQTgLBu2\n\
+xVBEOUVKtmCBw5MmZilfuPUMIr96dtefBpqQ/ftxp+VvgtfU3S81BlyM2BqJ9z7W\n\
+yLNyWIMGcYZXW+AsEehzl1eBm//DfzEpSsb5SKFaJJMp6lWTyHOUm22QzGs9B/oT\n\
+YA+gdPRtAx8j+FZm5SrQGfRjCWqw1zzl6wIDAQABoEYwRAYJKoZIhvcNAQkOMTcw\n\
+NTAzBgNVHREBAf8EKTAnhiVzcGlmZmU6Ly9jbHVzdGVyLmxvY2FsL25zL3Nob3Av\n\
+c2Evd2ViMA0GCSqGSIb3DQEBCwUAA4GBAC41O05l5uBA2OOiHRrFemJVocDgP6M+\n\
+SpRxbav46HANLsrnEdstdud2WyUyV3HAZihbNS6ki4BKTqBareZpflVi7wTrGE0Q\n\
+Bdpt2ZP3BglizneDzMAf+7wVQOS47UkbPB8A+IrYpivi/Ddid9nt3BAz8cU0C1A9\n\
+iSb3D4r4OOhh\n\
+-----END CERTIFICATE REQUEST-----\n";
+
 fn csr_of(names: Vec<SanType>, algorithm: &'static SignatureAlgorithm) -> String {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
@@ -145,6 +158,7 @@ async fn everybody_else_is_refused_without_learning_why() {
     let other = "spiffe://cluster.local/ns/shop/sa/db";
     let good = || csr(WEB);
     let p256 = |names| csr_of(names, &PKCS_ECDSA_P256_SHA256);
+    let email = || SanType::Rfc822Name("web@shop.example".try_into().expect("ascii"));
     let dns = || SanType::DnsName("web.shop".try_into().expect("ascii"));
     let denied = Code::PermissionDenied;
     let cases = [
@@ -172,6 +186,8 @@ async fn everybody_else_is_refused_without_learning_why() {
         ),
         ("a CSR without names", TOKEN_A, Some(WEB), p256(vec![]), denied),
         ("a P-384 key", TOKEN_A, Some(WEB), csr_of(vec![uri(WEB)], &PKCS_ECDSA_P384_SHA384), denied),
+        ("an RSA key of 1024 bits", TOKEN_A, Some(WEB), RSA_1024.to_owned(), denied),
+        ("a CSR with an e-mail address too", TOKEN_A, Some(WEB), p256(vec![uri(WEB), email()]), denied),
         ("an Ed25519 key", TOKEN_A, Some(WEB), csr_of(vec![uri(WEB)], &PKCS_ED25519), denied),
         ("a CSR signed by another key", TOKEN_A, Some(WEB), forged(), denied),
         ("two CSRs", TOKEN_A, Some(WEB), good() + &good(), denied),
@@ -185,7 +201,7 @@ async fn everybody_else_is_refused_without_learning_why() {
         let message = if expected == denied { "not permitted" } else { "not authenticated" };
         assert_eq!((status.code(), status.message()), (expected, message), "{case}");
     }
-    assert_eq!(count, 24);
+    assert_eq!(count, 26);
     ask(&daemon, TOKEN_A, asking(Some(WEB), good(), 0)).await.expect("the right one is issued");
     daemon.stop().await;
 }
