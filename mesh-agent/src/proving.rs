@@ -33,6 +33,9 @@ use crate::{
 /// Small, so that a test can fill it.
 pub(crate) const POD_MEMORY: usize = 8 << 20;
 
+/// Small, too.
+pub(crate) const POD_TASKS: usize = 512;
+
 /// A loopback address that no other test, in this process or another, uses.
 pub(crate) fn address() -> IpAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
@@ -148,6 +151,7 @@ impl Node {
             wallet: Arc::new(ArcSwap::from_pointee(wallet)),
             demand,
             pod_memory: POD_MEMORY,
+            pod_tasks: POD_TASKS,
             telemetry: Arc::new(Telemetry::new(AccessFormat::Off).unwrap()),
         });
         let worker = Worker::start(0, context.clone()).unwrap();

@@ -19,6 +19,7 @@ pub(super) fn page(node: &Node) -> Result<String, fmt::Error> {
     let connections = node.telemetry.encode()?;
     let mut page = Page(connections.strip_suffix(END).unwrap_or(&connections).to_owned());
     agent(&mut page, node)?;
+    listeners(&mut page, node)?;
     kernel(&mut page, node)?;
     control(&mut page, node)?;
     cache(&mut page, node)?;
@@ -74,6 +75,17 @@ fn agent(page: &mut Page, node: &Node) -> fmt::Result {
         if let Some(age) = age {
             let labels = [("worker", &*number.to_string())];
             page.value("mesh_worker_heartbeat_age_seconds", &labels, age.as_secs_f64())?;
+        }
+    }
+    Ok(())
+}
+
+fn listeners(page: &mut Page, node: &Node) -> fmt::Result {
+    page.family("mesh_listener_refused", "counter", "What came to a listener and was refused or cut, by reason")?;
+    for refusals in node.telemetry.listeners.all() {
+        for (reason, count) in refusals.counts() {
+            let labels = [("listener", refusals.listener), ("reason", reason.label())];
+            page.value("mesh_listener_refused_total", &labels, count)?;
         }
     }
     Ok(())

@@ -6,11 +6,13 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use mesh_api::proto::admin::{enrolment_server::EnrolmentServer, inspect_server::InspectServer};
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::UnixListenerStream;
+use mesh_listen::{Gate, Meter, Metered, Reason, Refusals, limits};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
 use tonic::transport::Server;
 
 use crate::{
@@ -90,10 +92,25 @@ fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
 /// Serves them until the agent closes.
 pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Drain) {
     let closing = drain.clone();
+    let listeners = &node.telemetry.listeners;
+    let connections = connections(sockets.admin, listeners.admin.clone());
+    let pages = [
+        (sockets.metrics, listeners.metrics.clone(), http::metrics(node.clone())),
+        (sockets.ready, listeners.ready.clone(), http::readiness(node.clone())),
+        (sockets.operators, listeners.operators.clone(), http::operators(node.clone())),
+    ];
     let grpc = Server::builder()
+        .max_concurrent_streams(limits::STREAMS)
+        .initial_stream_window_size(limits::WINDOW)
+        .initial_connection_window_size(limits::WINDOW)
+        .http2_max_header_list_size(limits::HEADER_LIST)
+        .http2_max_pending_accept_reset_streams(Some(limits::PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(limits::FAULTS))
+        .http2_keepalive_interval(Some(limits::PING_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::PING_TIMEOUT))
         .add_service(EnrolmentServer::new(EnrolmentService::new(enrolment, drain.clone())))
-        .add_service(InspectServer::new(InspectService::new(node.clone())))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(sockets.admin), async move {
+        .add_service(InspectServer::new(InspectService::new(node)))
+        .serve_with_incoming_shutdown(connections, async move {
             closing.reached(Phase::Closing).await;
         });
     drain.spawn(async move {
@@ -101,18 +118,39 @@ pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Dr
             tracing::error!(%error, "admin socket ended");
         }
     });
-    let pages = [
-        (sockets.metrics, http::metrics(node.clone())),
-        (sockets.ready, http::readiness(node.clone())),
-        (sockets.operators, http::operators(node)),
-    ];
-    for (listener, router) in pages {
+    for (listener, refusals, router) in pages {
         let closing = drain.clone();
         drain.spawn(async move {
             let stop = async move { closing.reached(Phase::Closing).await };
-            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-                tracing::error!(%error, "listener of the node ended");
-            }
+            mesh_listen::pages(listener, router, refusals, stop).await;
         });
     }
+}
+
+/// Connections to the admin socket that have a place.
+fn connections(
+    listener: UnixListener,
+    refusals: Arc<Refusals>,
+) -> impl Stream<Item = io::Result<Metered<UnixStream>>> + Send {
+    let gate = Gate::new(limits::OPERATORS);
+    UnixListenerStream::new(listener).filter_map(move |accepted| {
+        let socket = match accepted {
+            Ok(socket) => socket,
+            Err(error) => {
+                refusals.refuse(Reason::Descriptors, "local", &error);
+                return Some(Err(error));
+            }
+        };
+        match gate.enter(None) {
+            Ok(place) => {
+                let meter = Meter::of_client(limits::FRAMES, Instant::now());
+                let metered = Metered::of_client(socket, meter, refusals.clone(), None);
+                Some(Ok(metered.within(limits::HANDSHAKE_TIMEOUT).holding(place)))
+            }
+            Err(reason) => {
+                refusals.refuse(reason, "local", "too many connections");
+                None
+            }
+        }
+    })
 }

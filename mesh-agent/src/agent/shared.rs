@@ -66,6 +66,7 @@ impl Shared {
             wallet: self.wallet.clone(),
             demand,
             pod_memory: path::POD_MEMORY,
+            pod_tasks: path::POD_TASKS,
             telemetry: self.telemetry.clone(),
         });
         let start = |index| Worker::start(index, context.clone());

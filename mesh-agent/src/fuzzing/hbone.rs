@@ -143,11 +143,12 @@ async fn converse(bytes: &[u8]) -> bool {
 }
 
 /// The stream of a request that the path would look at.
-fn answer(incoming: Incoming) -> Option<Stream> {
+fn answer(mut incoming: Incoming) -> Option<Stream> {
     let tunnel = tunnel(false);
-    match request_origin(&tunnel, incoming.authority(), incoming.headers()) {
+    let (asked, _) = incoming.parts();
+    match request_origin(&tunnel, asked.authority(), asked.headers()) {
         Ok(_) => {
-            let baggage = Baggage::read(incoming.headers());
+            let baggage = Baggage::read(asked.headers());
             incoming.accept(baggage_header(&baggage)).ok()
         }
         Err(Failure::Request(status)) => {

@@ -14,13 +14,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use h2::client::{Connection, SendRequest};
 use mesh_api::Identity;
+use mesh_listen::{Meter, Metered, Refusals};
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, DOUBT, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER,
-    STREAM_WINDOW, TLS_BUFFER,
+    CLIENT_HEADER_LIST, CLIENT_STREAMS, CLOSE_TIMEOUT, CONNECTION_WINDOW, DOUBT, FRAME, FRAMES, HANDSHAKE_TIMEOUT,
+    SEND_BUFFER, SMALL_FRAMES, STREAM_WINDOW, TLS_BUFFER,
     chores::{Chore, Chores},
     keepalive::{self, Pulse},
     wire::{Heard, Orderly, Wire},
@@ -90,7 +91,7 @@ pub struct Tunnel {
 
 /// What drives the tunnel; to be spawned beside it.
 pub(super) struct Driver {
-    connection: Connection<TlsStream<Wire>, Bytes>,
+    connection: Connection<Metered<TlsStream<Wire>>, Bytes>,
     orderly: Orderly,
     retires_at: Instant,
 }
@@ -105,6 +106,7 @@ impl Tunnel {
         socket: TcpStream,
         config: Arc<ClientConfig>,
         certificate: &WorkloadCertificate,
+        refusals: Arc<Refusals>,
     ) -> Result<(Rc<Self>, Driver), TunnelError> {
         let address = socket.peer_addr().map_err(DialError::Open)?;
         let handshakes = async {
@@ -115,6 +117,8 @@ impl Tunnel {
                 .await
                 .map_err(|source| TunnelError::Tls { address, source })?;
             let peer = peer_of(session.get_ref().1).map_err(|source| TunnelError::Tls { address, source })?;
+            let meter = Meter::of_server(FRAMES, std::time::Instant::now());
+            let session = Metered::of_server(session, meter, refusals, Some(address));
             let (sender, connection) = builder()
                 .handshake::<_, Bytes>(session)
                 .await
@@ -254,7 +258,8 @@ fn builder() -> h2::client::Builder {
         .max_frame_size(FRAME)
         .max_header_list_size(CLIENT_HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
-        .enable_push(false);
+        .enable_push(false)
+        .data_frame_budget(SMALL_FRAMES);
     builder
 }
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::{Request, StatusCode};
 use mesh_api::Identity;
+use mesh_listen::Refusals;
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, sync::Notify, time::timeout};
 
@@ -21,6 +22,7 @@ use super::{
     Early, IDLE_TIMEOUT, RESENDS, RESPONSE_TIMEOUT, Stream, TunnelError,
     client::{Peer, Tunnel},
     early::Unanswered,
+    inflow::Inflow,
 };
 use crate::{
     certificates::WorkloadCertificate,
@@ -78,6 +80,7 @@ pub enum OpenError {
 pub struct Pool {
     entries: Rc<RefCell<HashMap<Key, Rc<Entry>>>>,
     drain: Drain,
+    refusals: Arc<Refusals>,
 }
 
 #[derive(Debug, Default)]
@@ -104,9 +107,9 @@ impl Drop for Slot {
 }
 
 impl Pool {
-    /// Its tunnels are driven by tasks of `drain`.
-    pub fn new(drain: Drain) -> Self {
-        Self { entries: Rc::default(), drain }
+    /// Its tunnels are driven by tasks of `drain`; what their peers send beyond the limits is counted as `refusals`.
+    pub fn new(drain: Drain, refusals: Arc<Refusals>) -> Self {
+        Self { entries: Rc::default(), drain, refusals }
     }
 
     /// Opens a stream: on a tunnel of this key, or on one that `dial` makes. What the source says early is sent behind the
@@ -155,7 +158,7 @@ impl Pool {
             };
             match answered {
                 Ok(response) if response.status() == StatusCode::OK => {
-                    return Ok((Stream::new(send, response.into_body(), Some(slot)), peer));
+                    return Ok((Stream::new(send, Inflow::new(response.into_body()), Some(slot)), peer));
                 }
                 Ok(response) => return Err(OpenError::Status(response.status())),
                 Err(unanswered) => try_again(&mut resends, unanswered, early.is_sent())?,
@@ -212,13 +215,13 @@ impl Pool {
         let dialling = Rc::new(Dialling::default());
         *entry.dialling.borrow_mut() = Some(dialling.clone());
         let (entries, key, entry, ours) = (self.entries.clone(), key.clone(), entry.clone(), dialling.clone());
-        let drain = self.drain.clone();
+        let (drain, refusals) = (self.drain.clone(), self.refusals.clone());
         self.drain.spawn_local(async move {
             // Whatever becomes of this task, nobody waits for ever.
             let finish = Finish { entry: entry.clone(), dialling: ours };
             let established = async {
                 let Dialled { socket, config, certificate } = dial.await?;
-                Tunnel::establish(socket, config, &certificate).await
+                Tunnel::establish(socket, config, &certificate, refusals).await
             };
             let established = tokio::select! {
                 established = established => established,

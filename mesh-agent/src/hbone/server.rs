@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use h2::server::{Connection, SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use mesh_api::Identity;
+use mesh_listen::{Meter, Metered, Refusals};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -17,10 +18,11 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    Backlog, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST,
-    SERVER_STREAMS, STREAM_WINDOW, Stream, TLS_BUFFER,
+    Backlog, CLOSE_TIMEOUT, CONNECTION_WINDOW, FRAME, FRAMES, HANDSHAKE_TIMEOUT, SEND_BUFFER, SERVER_HEADER_LIST,
+    SERVER_STREAMS, SMALL_FRAMES, STREAM_WINDOW, Stream, TLS_BUFFER,
     chores::{Chore, Chores},
     client::{Peer, peer_of, until_retirement},
+    inflow::Inflow,
     keepalive::{self, Pulse},
     wire::{Orderly, Wire},
 };
@@ -49,7 +51,7 @@ pub enum ServerError {
 
 /// An accepted tunnel.
 pub struct Server {
-    connection: Connection<TlsStream<Wire>, Bytes>,
+    connection: Connection<Metered<TlsStream<Wire>>, Bytes>,
     orderly: Orderly,
     retires_at: Instant,
     /// Who has opened it.
@@ -58,7 +60,7 @@ pub struct Server {
 
 impl Server {
     /// Handshakes on an accepted socket. `certificate` is the one in `config`: GOAWAY is sent at two thirds of its life (taken
-    /// after that, at its end).
+    /// after that, at its end). What its peer sends beyond the limits is counted as `refusals`.
     ///
     /// # Errors
     /// TLS or HTTP/2 failed or took more than ten seconds; no request was read.
@@ -66,7 +68,9 @@ impl Server {
         socket: TcpStream,
         config: Arc<ServerConfig>,
         certificate: &WorkloadCertificate,
+        refusals: Arc<Refusals>,
     ) -> Result<Self, ServerError> {
+        let address = socket.peer_addr().ok();
         let handshakes = async {
             let (wire, orderly) = Wire::new(socket);
             let session = TlsAcceptor::from(config)
@@ -74,6 +78,8 @@ impl Server {
                 .await
                 .map_err(ServerError::Tls)?;
             let peer = Rc::new(peer_of(session.get_ref().1).map_err(ServerError::Tls)?);
+            let meter = Meter::of_client(FRAMES, std::time::Instant::now());
+            let session = Metered::of_client(session, meter, refusals, address);
             let connection = builder().handshake(session).await.map_err(ServerError::Http)?;
             let retires_at = Instant::now() + until_retirement(certificate, SystemTime::now());
             Ok(Self { connection, orderly, retires_at, peer })
@@ -122,7 +128,7 @@ async fn hand_out<S: AsyncRead + AsyncWrite + Unpin>(
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => incoming(Incoming { request, respond }),
+                Some(Ok((request, respond))) => incoming(Incoming::new(request, respond)),
                 Some(Err(error)) => {
                     tracing::debug!(%peer, %error, "tunnel lost");
                     return false;
@@ -159,7 +165,8 @@ fn builder() -> h2::server::Builder {
         .max_frame_size(FRAME)
         .max_header_list_size(SERVER_HEADER_LIST)
         .max_concurrent_streams(SERVER_STREAMS)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES);
     builder
 }
 
@@ -172,29 +179,55 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Result<SocketAddr, StatusCod
     authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-/// One request. Dropped without an answer, its stream is reset.
-pub struct Incoming {
-    request: Request<h2::RecvStream>,
-    respond: SendResponse<Bytes>,
-}
+/// What a request says.
+pub struct Asked(Request<()>);
 
-impl Incoming {
+impl Asked {
     /// Where the peer wants to go.
     ///
     /// # Errors
     /// The status to answer: the method is not CONNECT, or the authority is no address and port. Names are not resolved.
     pub fn authority(&self) -> Result<SocketAddr, StatusCode> {
-        authority(&self.request)
+        authority(&self.0)
     }
 
     /// The request's headers: claims of the peer, for display only.
     pub fn headers(&self) -> &HeaderMap {
-        self.request.headers()
+        self.0.headers()
+    }
+}
+
+/// What arrives on a request's stream.
+pub struct Arriving<'a>(&'a mut Inflow);
+
+impl Arriving<'_> {
+    /// Keeps it together, for as long as this is polled; returns when the peer has reset the stream.
+    pub async fn until_reset(self) {
+        self.0.until_reset().await;
+    }
+}
+
+/// One request. Dropped without an answer, its stream is reset.
+pub struct Incoming {
+    asked: Asked,
+    body: Inflow,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    fn new(request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) -> Self {
+        let (head, body) = request.into_parts();
+        Self { asked: Asked(Request::from_parts(head, ())), body: Inflow::new(body), respond }
+    }
+
+    /// What is asked, and what arrives meanwhile: to be looked at together.
+    pub fn parts(&mut self) -> (&Asked, Arriving<'_>) {
+        (&self.asked, Arriving(&mut self.body))
     }
 
     /// What arrives before the answer, and after it.
     pub fn backlog(&mut self) -> Backlog {
-        Backlog::of(self.request.body_mut())
+        Backlog::of(self.body.flow_control())
     }
 
     /// Answers with a refusal.
@@ -215,6 +248,6 @@ impl Incoming {
             response.headers_mut().insert("baggage", baggage);
         }
         let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
-        Ok(Stream::new(send, self.request.into_body(), None))
+        Ok(Stream::new(send, self.body, None))
     }
 }

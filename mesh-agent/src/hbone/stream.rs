@@ -6,12 +6,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{FlowControl, Reason, RecvStream, SendStream};
+use h2::{FlowControl, Reason, SendStream};
+
+use super::inflow::Inflow;
 
 /// An established CONNECT stream. Dropped before both ends have passed, it is reset.
 pub struct Stream {
     send: SendStream<Bytes>,
-    receive: RecvStream,
+    receive: Inflow,
     /// Both directions must end in order, or the stream is reset.
     is_sent: bool,
     is_received: bool,
@@ -24,8 +26,8 @@ pub struct Stream {
 pub struct Backlog(FlowControl);
 
 impl Backlog {
-    pub(super) fn of(receive: &mut RecvStream) -> Self {
-        Self(receive.flow_control().clone())
+    pub(super) fn of(flow: &mut FlowControl) -> Self {
+        Self(flow.clone())
     }
 
     /// Bytes now.
@@ -41,13 +43,13 @@ impl fmt::Debug for Stream {
 }
 
 impl Stream {
-    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, slot: Option<super::pool::Slot>) -> Self {
+    pub(super) fn new(send: SendStream<Bytes>, receive: Inflow, slot: Option<super::pool::Slot>) -> Self {
         Self { send, receive, is_sent: false, is_received: false, _slot: slot }
     }
 
     /// What arrives and waits, to be asked while somebody else has the stream.
     pub fn backlog(&mut self) -> Backlog {
-        Backlog::of(&mut self.receive)
+        Backlog::of(self.receive.flow_control())
     }
 
     /// The next bytes; none is the peer's orderly end. Give back what was used with [`Stream::consumed`].
@@ -55,15 +57,15 @@ impl Stream {
     /// # Errors
     /// The peer reset the stream, or the tunnel ended without ending it.
     pub fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        match ready!(self.receive.poll_data(context)) {
-            Some(Ok(bytes)) => Poll::Ready(Ok(Some(bytes))),
-            Some(Err(error)) => Poll::Ready(Err(reset(&error))),
-            None if self.receive.is_end_stream() => {
-                self.is_received = true;
-                Poll::Ready(Ok(None))
-            }
-            None => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-        }
+        let read = ready!(self.receive.poll_read(context))?;
+        self.is_received |= read.is_none();
+        Poll::Ready(Ok(read))
+    }
+
+    /// Puts together what arrives while the other end takes nothing; it is read later.
+    pub fn gather(&mut self, context: &mut Context<'_>) {
+        // A reset is told by `poll_reset`, and by the read behind what came before it.
+        let _ = self.receive.poll_gather(context);
     }
 
     /// Lets the peer send as many bytes again: the application's socket has taken them.
@@ -144,6 +146,6 @@ pub(super) fn poll_room(
     }
 }
 
-fn reset(error: &h2::Error) -> io::Error {
+pub(super) fn reset(error: &h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error.to_string())
 }

@@ -209,7 +209,8 @@ impl Ground {
         let credentials = Credentials { certificate: authority.issue(identity("web")), trust: authority.trust.clone() };
         let key = Key { address: peer.address, identities: [identity("db")].into() };
         let drain = Drain::default();
-        Self { peer, pool: Pool::new(drain.clone()), key, credentials, dials: Rc::default(), drain }
+        let pool = Pool::new(drain.clone(), std::sync::Arc::new(mesh_listen::Refusals::of("dialled")));
+        Self { peer, pool, key, credentials, dials: Rc::default(), drain }
     }
 
     async fn open(&self) -> Result<Stream, OpenError> {

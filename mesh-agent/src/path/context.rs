@@ -18,6 +18,10 @@ use crate::{
 /// exceed it by what arrives in that time.
 pub const POD_MEMORY: usize = 256 << 20;
 
+/// Connections, tunnels and handshakes that a worker has for one pod: more than one pair of addresses has ports. What comes
+/// above is reset, so that whoever floods one pod takes no descriptors and no memory from the others.
+pub const POD_TASKS: usize = 32 << 10;
+
 /// Shared by all workers.
 #[derive(Debug)]
 pub struct Context {
@@ -35,6 +39,8 @@ pub struct Context {
     pub demand: Demand,
     /// Bytes that the connections of one pod may make one worker hold, see [`POD_MEMORY`].
     pub pod_memory: usize,
+    /// See [`POD_TASKS`].
+    pub pod_tasks: usize,
     /// Counts and logs.
     pub telemetry: Arc<Telemetry>,
 }

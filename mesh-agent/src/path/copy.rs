@@ -181,7 +181,11 @@ impl Way {
         }
         for _ in 0..TURNS {
             while !self.pending.is_empty() {
-                let taken = ready!(to.poll_write(context, &mut self.pending)).map_err(WayError::Write)?;
+                let Poll::Ready(taken) = to.poll_write(context, &mut self.pending) else {
+                    from.gather(context);
+                    return Poll::Pending;
+                };
+                let taken = taken.map_err(WayError::Write)?;
                 from.consumed(taken);
                 passed.set(passed.get() + taken as u64);
             }
@@ -244,6 +248,15 @@ impl Side<'_> {
         match self {
             Self::Socket(socket, _) => SockRef::from(*socket).shutdown(Shutdown::Write),
             Self::Stream(stream) => stream.finish(),
+        }
+    }
+
+    /// Keeps what arrives and is not read.
+    fn gather(&mut self, context: &mut Context<'_>) {
+        match self {
+            // The kernel does.
+            Self::Socket(..) => (),
+            Self::Stream(stream) => stream.gather(context),
         }
     }
 

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     drain::Phase,
-    hbone::{self, Baggage, Begun, Early, Incoming, Peer, Server, ServerError},
-    telemetry::Party,
+    hbone::{self, Asked, Baggage, Begun, Early, Incoming, Peer, Server, ServerError},
+    telemetry::{Party, Reason},
     view::View,
 };
 
@@ -57,11 +57,25 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
             server.run(&drain, take).await;
         }
         Err(failure) => {
+            count(&worker, remote, &failure);
             let outcome = failed();
             outcome.dialled(local);
             outcome.close(Err(failure));
         }
     }
+}
+
+/// What the caller did, if it is the caller's fault that there is no tunnel.
+fn count(worker: &Local, remote: SocketAddr, failure: &Failure) {
+    let reason = match failure {
+        Failure::Crowded(_) => Reason::Crowded,
+        Failure::Mismatch(_) => Reason::Identity,
+        Failure::Tunnel(ServerError::Timeout) => Reason::Timeout,
+        Failure::Tunnel(ServerError::Tls(_)) => Reason::Handshake,
+        // What is wrong with HTTP/2 is counted where it is read.
+        _ => return,
+    };
+    worker.context.telemetry.listeners.hbone.refuse(reason, remote, failure);
 }
 
 /// Handshakes, if the pod has a place for it and for the tunnel.
@@ -83,7 +97,8 @@ async fn handshake(worker: &Local, pod: &PodState, accepted: Accepted) -> Result
     let credentials = worker.credentials(&identity).await.map_err(ServerError::Credentials)?;
     let config = worker.server_config(&identity, &credentials, &view.mesh.trust_domain);
     let config = config.map_err(ServerError::Credentials)?;
-    let server = Server::accept(accepted.socket, config, &credentials.certificate).await?;
+    let refusals = worker.context.telemetry.listeners.hbone.clone();
+    let server = Server::accept(accepted.socket, config, &credentials.certificate, refusals).await?;
     let remote = origin::canonical(accepted.peer).ip();
     // An address that was given to another pod a moment ago: the View is waited for.
     worker.hold(|| is_at_its_own(worker, &server.peer, remote), |_| true).await?;
@@ -109,10 +124,17 @@ async fn carry(
     worker: &Rc<Local>,
     pod: &PodState,
     tunnel: &Tunnel,
-    incoming: Incoming,
+    mut incoming: Incoming,
     outcome: &Outcome,
 ) -> Result<(), Failure> {
-    let reached = reach(worker, pod, tunnel, &incoming, outcome).await;
+    let (asked, arriving) = incoming.parts();
+    let reached = tokio::select! {
+        reached = reach(worker, pod, tunnel, asked, outcome) => reached,
+        // Nobody waits for an answer any more, and h2 has given the stream's place to the next: the work ends here.
+        () = arriving.until_reset() => {
+            return Err(super::copy::CopyError::Downstream(std::io::ErrorKind::ConnectionReset.into()).into());
+        }
+    };
     let (upstream, baggage) = match reached {
         Ok(reached) => reached,
         Err(failure) => {
@@ -130,13 +152,13 @@ async fn reach(
     worker: &Rc<Local>,
     pod: &PodState,
     tunnel: &Tunnel,
-    incoming: &Incoming,
+    asked: &Asked,
     outcome: &Outcome,
 ) -> Result<(Upstream, Option<http::HeaderValue>), Failure> {
-    let origin = request_origin(tunnel, incoming.authority(), incoming.headers())
-        .inspect_err(|_| outcome.dialled(tunnel.local))?;
+    let origin =
+        request_origin(tunnel, asked.authority(), asked.headers()).inspect_err(|_| outcome.dialled(tunnel.local))?;
     let view = worker.view().ok_or(Failure::Starting)?;
-    outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, incoming));
+    outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, asked));
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;
     let route = permit.route().clone();
     let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
@@ -181,9 +203,9 @@ pub(super) async fn permit(
 }
 
 /// For display: the workload at the tunnel's address, if the certificate says that it is that one's; else its own words.
-fn source(view: &View, identity: &Identity, origin: &Origin, incoming: &Incoming) -> Party {
+fn source(view: &View, identity: &Identity, origin: &Origin, asked: &Asked) -> Party {
     let workload = view.workload_at(origin.source_address.ip()).filter(|workload| workload.identity == *identity);
-    let claimed = workload.is_none().then(|| Baggage::read(incoming.headers()));
+    let claimed = workload.is_none().then(|| Baggage::read(asked.headers()));
     Party {
         workload: workload.cloned(),
         identity: Some(identity.clone()),

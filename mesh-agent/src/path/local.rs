@@ -11,7 +11,7 @@ use crate::{
     drain::Drain,
     enrol::Pod,
     hbone::{Baggage, Pool},
-    telemetry::{ConnectionRecord, Party, Refused, Reporter, Security, Series},
+    telemetry::{ConnectionRecord, Party, Refusals, Refused, Reporter, Security, Series},
     tls::{self, Credentials, TlsError},
     view::{ServiceName, Uid, View},
 };
@@ -37,8 +37,9 @@ pub(super) struct PodState {
 }
 
 impl PodState {
-    pub fn new(pod: Arc<Pod>, drain: Drain) -> Self {
-        let pool = Pool::new(drain.clone());
+    /// `dialled` counts what servers send to the pod's tunnels beyond the limits.
+    pub fn new(pod: Arc<Pod>, drain: Drain, dialled: Arc<Refusals>) -> Self {
+        let pool = Pool::new(drain.clone(), dialled);
         Self { pod, pool, drain, handshakes: Rc::default(), tunnels: Rc::default() }
     }
 }

@@ -24,7 +24,7 @@ mod worker;
 
 pub use authorize::{Decision, Permit, Source, Verdict, authorize, judge};
 pub use connect::{ConnectError, Upstream};
-pub use context::{Context, POD_MEMORY, Steering};
+pub use context::{Context, POD_MEMORY, POD_TASKS, Steering};
 pub use copy::{CopyError, End};
 pub use explain::{Explanation, Step, explain};
 pub use failure::{Blame, Cut, Failure, Flag, Stage};

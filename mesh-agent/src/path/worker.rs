@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    accept::accept,
+    accept::{Accepted, accept},
     context::Context,
     failure::Cut,
     inbound,
@@ -23,7 +23,7 @@ use crate::{
     enrol::Pod,
     kernel::Listener,
     net::{self, Leg},
-    telemetry::ConnectionRecord,
+    telemetry::{ConnectionRecord, Reason, Refusals},
 };
 
 /// A worker that says nothing for longer gets no connections, see `mesh_common::verdict`.
@@ -250,12 +250,22 @@ fn serve(worker: &Rc<Local>, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -
     listener.set_nonblocking(true)?;
     net::prepare(&listener, if kind == Listener::Hbone { Leg::Tunnel } else { Leg::App })?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let state = worker.pods.borrow_mut().entry(pod.uid.clone()).or_insert_with(|| pod_state(pod)).clone();
+    let state = worker.pods.borrow_mut().entry(pod.uid.clone()).or_insert_with(|| pod_state(worker, pod)).clone();
     let drain = state.drain.clone();
     let worker = worker.clone();
     drain.clone().spawn_local(async move {
-        let shed = || worker.context.telemetry.count_shed();
-        let taken = |accepted| {
+        let shed = || {
+            worker.context.telemetry.count_shed();
+            refusals(&worker, kind).refuse(Reason::Descriptors, "whoever waits longest", "no descriptors are left");
+        };
+        let taken = |accepted: Accepted| {
+            if drain.alive() >= worker.context.pod_tasks {
+                return refusals(&worker, kind).refuse(
+                    Reason::Crowded,
+                    accepted.peer,
+                    "too many connections of one pod",
+                );
+            }
             let (worker, pod) = (worker.clone(), state.clone());
             match kind {
                 Listener::Outbound => drain.spawn_local(outbound::serve(worker, pod, accepted)),
@@ -268,8 +278,18 @@ fn serve(worker: &Rc<Local>, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -
     Ok(())
 }
 
-fn pod_state(pod: Arc<Pod>) -> Rc<PodState> {
-    Rc::new(PodState::new(pod, Drain::default()))
+fn pod_state(worker: &Local, pod: Arc<Pod>) -> Rc<PodState> {
+    let dialled = worker.context.telemetry.listeners.dialled.clone();
+    Rc::new(PodState::new(pod, Drain::default(), dialled))
+}
+
+fn refusals(worker: &Local, kind: Listener) -> &Refusals {
+    let listeners = &worker.context.telemetry.listeners;
+    match kind {
+        Listener::Outbound => &listeners.outbound,
+        Listener::Plaintext => &listeners.plaintext,
+        Listener::Hbone => &listeners.hbone,
+    }
 }
 
 /// Cuts what the pod has an end in, and waits until nothing is left.

@@ -10,6 +10,7 @@ mod access;
 mod counters;
 mod labels;
 mod line;
+mod listeners;
 mod record;
 mod refused;
 mod series;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use access::{AccessFormat, AccessLog};
 pub use labels::{Party, Reporter, Security};
+pub use listeners::{Listeners, Reason, Refusals};
 use prometheus_client::{encoding::text, registry::Registry};
 pub use record::ConnectionRecord;
 pub use refused::Refused;
@@ -32,6 +34,8 @@ use crate::{
 /// All that the agent counts and logs; one for all threads.
 #[derive(Debug)]
 pub struct Telemetry {
+    /// What listeners refused.
+    pub listeners: Listeners,
     series: Arc<Table>,
     counters: Counters,
     access: AccessLog,
@@ -51,7 +55,8 @@ impl Telemetry {
         let series = Arc::new(Table::default());
         registry.register_collector(Box::new(series::Collect(series.clone())));
         let counters = Counters::register(&mut registry, access.dropped());
-        Ok(Self { series, counters, access, refused: Mutex::default(), registry: Mutex::new(registry) })
+        let listeners = Listeners::default();
+        Ok(Self { listeners, series, counters, access, refused: Mutex::default(), registry: Mutex::new(registry) })
     }
 
     /// Adds other metrics to the same page.

@@ -245,3 +245,27 @@ async fn sessions_are_tls_13_with_the_hybrid_key_exchange_and_no_tickets() {
     assert_eq!(state.tls13_tickets_received(), 0);
     assert_eq!(hbone::PORT, ground.hbone.port());
 }
+
+#[tokio::test]
+async fn a_request_that_is_reset_while_it_waits_is_worked_for_no_longer() {
+    let ground = Ground::new().await;
+    let web = ground.peer(ground.authority.issue(identity("web")), identity("db")).await.unwrap();
+    // A View that does not know the pod yet is waited for.
+    ground.node.publish(fixtures::view([], [], []));
+    let under_way = async |number: usize| {
+        let reached = async {
+            while ground.node.worker.connections().await.unwrap().len() != number {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(2), reached).await.is_ok()
+    };
+    let request = connect(&ground.port.to_string());
+    let (response, mut stream) = web.clone().ready().await.unwrap().send_request(request, false).unwrap();
+    assert!(under_way(1).await, "it waits");
+
+    stream.send_reset(h2::Reason::CANCEL);
+    drop(response);
+
+    assert!(under_way(0).await, "it still waits");
+}

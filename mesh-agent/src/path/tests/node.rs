@@ -18,7 +18,7 @@ use crate::{
     certificates::Wallet,
     enrol::Pod,
     kernel::Listener,
-    proving::{Authority, Node, address, app, dial, identity, pod},
+    proving::{Authority, Node, POD_TASKS, address, app, dial, identity, pod},
     view::{
         View,
         fixtures::{self, behind, exact, presence, service},
@@ -278,7 +278,8 @@ async fn a_connection_that_begins_while_its_pod_is_closing_ends_at_once() {
     let pods = std::slice::from_ref(&web);
     let node = Node::start(Some(view(pods, vec![])), pods, Wallet::default(), dialled);
     let drain = crate::drain::Drain::default();
-    let state = std::rc::Rc::new(PodState::new(web.clone(), drain.clone()));
+    let state =
+        std::rc::Rc::new(PodState::new(web.clone(), drain.clone(), node.context.telemetry.listeners.dialled.clone()));
     let listener = tokio::net::TcpListener::bind((web.addresses[0], 0)).await.unwrap();
     let (client, accepted) = tokio::join!(dial(web.addresses[0], listener.local_addr().unwrap()), listener.accept());
     let (socket, peer) = accepted.unwrap();
@@ -309,4 +310,31 @@ async fn a_worker_that_drains_still_answers_and_judges_again() {
     };
     let (drained, ()) = timeout(SOON, async { tokio::join!(draining, asking) }).await.expect("in time");
     drained.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_opens_connections_without_end_has_its_next_ones_reset_and_others_have_theirs() {
+    crate::enrol::raise_limit().unwrap();
+    let (web, other) = (pod(1, "web", address()), pod(2, "other", address()));
+    let (application, dialled) = app(address()).await;
+    let pods = [web.clone(), other.clone()];
+    let node = Node::start(Some(view(&pods, vec![])), &pods, Wallet::default(), dialled);
+    let outbound = node.listen(&web, Listener::Outbound).await;
+    let others = node.listen(&other, Listener::Outbound).await;
+    let mut open = Vec::new();
+    // One of the pod's tasks accepts.
+    for _ in 1..POD_TASKS {
+        let client = dial(web.addresses[0], outbound).await.unwrap();
+        open.push((client, timeout(SOON, application.accept()).await.unwrap().unwrap().0));
+    }
+    is_refused(dial(web.addresses[0], outbound).await).await;
+    let counted = node.context.telemetry.listeners.outbound.counts();
+    let counted: Vec<_> = counted.filter(|(_, count)| *count > 0).collect();
+    assert_eq!(counted, [(crate::telemetry::Reason::Crowded, 1)]);
+    let (client, server) = &mut open[0];
+    passes(client, server).await;
+
+    let mut client = dial(other.addresses[0], others).await.unwrap();
+    let mut server = timeout(SOON, application.accept()).await.unwrap().unwrap().0;
+    passes(&mut client, &mut server).await;
 }
