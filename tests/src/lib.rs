@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod admin;
 pub mod app;
+pub mod attack;
 pub mod capture;
 pub mod cgroup;
 pub mod client;

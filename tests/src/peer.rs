@@ -146,7 +146,7 @@ fn length<const BYTES: usize>(of: &[u8]) -> [u8; BYTES] {
     all[all.len() - BYTES..].try_into().expect("as many bytes")
 }
 
-fn configuration(credentials: Option<Credentials>) -> ClientConfig {
+pub(crate) fn configuration(credentials: Option<Credentials>) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("the provider has suites for both versions")

@@ -121,7 +121,11 @@ fn a_certificate_is_of_no_use_at_the_address_of_another_workload() {
     assert!(stolen.is_err(), "{stolen:?}");
     far.saw_no_connection();
     let flag = [("reporter", "destination"), ("response_flags", "IDENTITY_ERROR")];
-    mesh.node("node-b").counted("istio_tcp_connections_failed_total", 1, &flag);
+    let node = mesh.node("node-b");
+    node.counted("istio_tcp_connections_failed_total", 1, &flag);
+    node.counted("mesh_listener_refused_total", 1, &[("listener", "15008"), ("reason", "identity")]);
+    let is_named = |line: &str| line.contains("identity") && line.contains(&thief.v4().to_string());
+    assert!(node.agent_log().lines().any(is_named), "{}", node.agent_log());
     // With its own, from the same address, it is answered: it was the name.
     assert_eq!(from_thief(&thief.identity()).map(|heard| heard.status), Ok(200));
 }
@@ -154,6 +158,11 @@ fn a_tunnel_leads_nowhere_but_to_the_workload_that_was_dialled() {
     for app in [&far, &other, &db] {
         app.saw_no_connection();
     }
+    mesh_tests::eventually("each is named in the log", mesh_tests::LIMIT, || {
+        let log = mesh.node("node-b").access_log();
+        let malformed = log.iter().filter(|line| line["flag"] == "BAD_REQUEST").count();
+        if malformed == 4 { Ok(()) } else { Err(format!("{malformed} of four: {log:?}")) }
+    });
 }
 
 #[test]
