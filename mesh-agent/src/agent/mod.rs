@@ -30,7 +30,7 @@ use crate::{
     cache::{Owner, Saver},
     certificates::{Feeds, Keeper, Vault, VaultError},
     config::{Config, DetachArguments},
-    control::{Client, Published},
+    control::{Client, Published, SharedControlStatus},
     drain::{Drain, Phase},
     enrol::{self, Registry, RegistrySettings},
     kernel::{self, Kernel, KernelError},
@@ -185,7 +185,7 @@ impl Agent {
             log: self.log.clone(),
             drain: drain.clone(),
         });
-        let steering = self.steering(&shared, classes)?;
+        let steering = self.steering(&shared, classes, client.status())?;
         shared.telemetry.register(|registry| steering.register(registry));
         let sockets = admin::bind(&self.config)?;
         self.spawn(drain, registry.run());
@@ -206,11 +206,16 @@ impl Agent {
         Ok((node, workers))
     }
 
-    fn steering(&self, shared: &Shared, classes: SharedClasses) -> Result<Steering, AgentError> {
+    fn steering(
+        &self,
+        shared: &Shared,
+        classes: SharedClasses,
+        control: SharedControlStatus,
+    ) -> Result<Steering, AgentError> {
         let view = (shared.view.clone(), shared.view_changes.subscribe());
         let pods = (shared.pods.clone(), shared.pod_changes.subscribe());
         let slots = self.config.kernel.map_sizes.backends as usize / SLOT_SHARE;
-        Ok(Steering::new(shared.kernel.clone(), view, pods, classes, slots)?)
+        Ok(Steering::new(shared.kernel.clone(), view, pods, classes, slots, control)?)
     }
 
     fn saver(&self, client: &Client, shared: &Shared) -> Saver {

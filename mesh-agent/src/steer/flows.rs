@@ -104,7 +104,7 @@ fn end_in(pod: &Pod, cookies: &HashSet<u64>) -> Result<(), KernelError> {
 }
 
 /// The ends of direct connections whose pair is not direct any more. Ends of which one pod is not known (it was withdrawn)
-/// are condemned too: nobody vouches for them.
+/// are condemned too: nobody vouches for them, unless the agent has restarted with a View that may be too old to know the pod.
 fn condemned<'a>(compiled: &Compiled, pods: &PodTable, rows: &'a [FlowRow]) -> Vec<&'a FlowRow> {
     let by_id: HashMap<u32, u32> = compiled.members.iter().map(|member| (member.pod.id, member.class)).collect();
     let class_at = |address: IpAddr| by_id.get(&pods.by_address.get(&address)?.id);
@@ -113,7 +113,9 @@ fn condemned<'a>(compiled: &Compiled, pods: &PodTable, rows: &'a [FlowRow]) -> V
             return false;
         }
         let (Some(local), Some(remote)) = (row.flow.local.address(), row.flow.remote.address()) else { return true };
-        let (Some(own), Some(other)) = (by_id.get(&row.flow.pod), class_at(remote.ip())) else { return true };
+        let (Some(own), Some(other)) = (by_id.get(&row.flow.pod), class_at(remote.ip())) else {
+            return !compiled.is_from_disk;
+        };
         let verdict = match row.flow.direction() {
             Direction::Outbound => look_up(&compiled.tables.policy, *own, *other, remote.port()),
             Direction::Inbound => look_up(&compiled.tables.policy, *other, *own, local.port()),
@@ -187,6 +189,16 @@ mod tests {
             Ok(())
         });
         (ended, result)
+    }
+
+    #[test]
+    fn a_view_from_disk_does_not_end_connections_of_pods_that_it_does_not_know() {
+        let rows = [row(Direction::Outbound, 1, "10.1.0.1:40000", "10.1.0.2:80")];
+        let of = |is_from_disk| {
+            let compiled = Compiled { is_from_disk, ..Compiled::default() };
+            condemned(&compiled, &PodTable::default(), &rows).len()
+        };
+        assert_eq!((of(true), of(false)), (0, 1));
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub(crate) struct Member {
 pub(crate) struct Compiled {
     pub(crate) members: Vec<Member>,
     pub(crate) tables: SteeringTables,
+    /// The View is that of before a restart, and control has not said yet what has changed since: of a pod that it does not
+    /// know nothing follows.
+    pub(crate) is_from_disk: bool,
 }
 
 impl Compiled {
@@ -62,5 +65,5 @@ pub(crate) fn compile(view: &View, pods: &PodTable, classes: &mut Classes, slots
         .collect();
     members.sort_by_key(|member| member.pod.id);
     let tables = SteeringTables { policy: policy::compile(view, &members), services: services::compile(view, slots) };
-    Compiled { members, tables }
+    Compiled { members, tables, is_from_disk: false }
 }

@@ -11,7 +11,7 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::sync::watch;
 
 use crate::{
-    control::Backoff,
+    control::{Backoff, SharedControlStatus},
     enrol::SharedPods,
     kernel::{Kernel, KernelError, PodId, SteeringReport},
     view::SharedView,
@@ -56,6 +56,7 @@ pub struct Steering {
     classes: Classes,
     shared: SharedClasses,
     slots: usize,
+    control: SharedControlStatus,
     /// As last compiled.
     compiled: Compiled,
     /// Handshakes that another POLICY has let begin are over by then.
@@ -68,7 +69,7 @@ pub struct Steering {
 
 impl Steering {
     /// `shared` holds the classes of pods that the kernel has from before a restart; it is kept current. `slots`: how many
-    /// service slots the kernel holds.
+    /// service slots the kernel holds. `control`: whether it has confirmed the View in force.
     ///
     /// # Errors
     /// The maps could not be read.
@@ -78,6 +79,7 @@ impl Steering {
         (pods, pod_changes): (SharedPods, watch::Receiver<u64>),
         shared: SharedClasses,
         slots: usize,
+        control: SharedControlStatus,
     ) -> Result<Self, KernelError> {
         let last = kernel.last_class()?;
         Ok(Self {
@@ -89,6 +91,7 @@ impl Steering {
             classes: Classes::after(last),
             shared,
             slots,
+            control,
             compiled: Compiled::default(),
             settled: Instant::now(),
             retry: Backoff::new(RETRY.0, RETRY.1),
@@ -138,7 +141,8 @@ impl Steering {
 
     fn reconcile(&mut self) -> Result<(), SteeringError> {
         let Some(view) = self.view.load_full() else { return Ok(()) };
-        let compiled = compile(&view, &self.pods.load(), &mut self.classes, self.slots);
+        let mut compiled = compile(&view, &self.pods.load(), &mut self.classes, self.slots);
+        compiled.is_from_disk = self.control.load().view_cached.is_some();
         let classes = self.classes_of_pods(&compiled);
         let applied = self.kernel.apply_steering(&compiled.tables, &classes);
         if let Ok(report) = &applied {
