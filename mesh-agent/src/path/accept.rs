@@ -73,7 +73,11 @@ fn kind(error: &io::Error) -> Kind {
     }
 }
 
-/// A descriptor kept for the time when there is no other: given up, it makes room to accept one connection and reset it.
+/// What is reset in one go, so that the other tasks of the thread have their turn.
+const SHED: usize = 1024;
+
+/// A descriptor kept for the time when there is no other: given up, it makes room to accept connections and to reset them, one
+/// after the other, until nobody waits.
 struct Spare(Option<File>);
 
 impl Default for Spare {
@@ -86,7 +90,9 @@ impl Spare {
     fn shed(&mut self, listener: &TcpListener, shed: impl Fn()) {
         if self.0.take().is_some() {
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            if let std::task::Poll::Ready(Ok(_)) = listener.poll_accept(&mut context) {
+            for _ in 0..SHED {
+                // Nobody waits any more, or somebody else was quicker to take the descriptor.
+                let std::task::Poll::Ready(Ok(_)) = listener.poll_accept(&mut context) else { break };
                 shed();
             }
         }
