@@ -141,10 +141,16 @@ pub(crate) struct Node {
 impl Node {
     /// Whatever a pod of it dials through its outbound listener, it is said to have dialled `dialled`.
     pub fn start(view: Option<Arc<View>>, pods: &[Arc<Pod>], wallet: Wallet, dialled: SocketAddr) -> Self {
+        let origin = kernel::Origin { destination: dialled, endpoint: None };
+        Self::steered(Steering::Fixed(origin), view, pods, wallet)
+    }
+
+    /// The same with what tells where connections are steered from.
+    pub fn steered(steering: Steering, view: Option<Arc<View>>, pods: &[Arc<Pod>], wallet: Wallet) -> Self {
         let (changes, view_changes) = watch::channel(0);
         let (demand, demands) = Demand::channel(16);
         let context = Arc::new(Context {
-            steering: Steering::Fixed(kernel::Origin { destination: dialled, endpoint: None }),
+            steering,
             view: Arc::new(ArcSwapOption::new(view)),
             view_changes,
             pods: Arc::new(ArcSwap::from_pointee(table(pods))),

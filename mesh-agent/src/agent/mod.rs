@@ -21,7 +21,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
 };
 
@@ -31,7 +31,7 @@ use crate::{
     certificates::{Feeds, Keeper, Vault, VaultError},
     config::{Config, DetachArguments},
     control::{Client, Published, SharedControlStatus},
-    drain::{Drain, Phase},
+    drain::{self, Drain, Phase},
     enrol::{self, Registry, RegistrySettings},
     kernel::{self, Kernel, KernelError},
     path::{WorkerError, WorkerHandle},
@@ -80,6 +80,9 @@ pub enum AgentError {
     /// The data path's threads.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// A part that runs as long as the agent is gone.
+    #[error("{0}, and the agent does not work without it: see the line above; it ends in order, to be started again")]
+    Broken(#[from] drain::Panicked),
     /// A runtime or a signal handler.
     #[error("{action}: {source}")]
     System {
@@ -95,6 +98,8 @@ pub enum AgentError {
 pub struct Agent {
     config: Config,
     log: LogControl,
+    /// Told when a part that runs as long as the agent has panicked.
+    broken: Arc<Notify>,
     /// Held until the process ends.
     _lock: fs::File,
 }
@@ -107,7 +112,7 @@ impl Agent {
     pub fn new(config: Config, log: LogControl) -> Result<Self, AgentError> {
         hide_memory()?;
         let lock = lock(&config.run_dir)?;
-        Ok(Self { config, log, _lock: lock })
+        Ok(Self { config, log, broken: Arc::default(), _lock: lock })
     }
 
     /// Runs until SIGTERM or SIGINT. The control side is on this thread.
@@ -131,10 +136,11 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listen for SIGINT"))?;
         let drain = Drain::default();
         let (node, workers) = self.start(&drain).await?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let result = tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+            () = self.broken.notified() => Err(drain::Panicked.into()),
+        };
         tracing::info!(pods = node.pods.load().by_uid.len(), "agent stops");
         drain.advance(Phase::Draining);
         self.drain_workers(&workers).await;
@@ -142,7 +148,7 @@ impl Agent {
         drain.joined().await;
         node.telemetry.flush_log();
         tracing::info!("agent stopped; steering stays in force and refuses until the next agent");
-        Ok(())
+        result
     }
 
     async fn start(&self, drain: &Drain) -> Result<(Arc<Node>, Arc<[WorkerHandle]>), AgentError> {
@@ -237,12 +243,13 @@ impl Agent {
         }
     }
 
-    /// Until the agent closes: each of these runs for ever.
+    /// Until the agent closes: each of these runs for ever. One that panics takes the agent with it, in order: half an agent
+    /// would go on by what it knew last, and nobody would know.
     fn spawn(&self, drain: &Drain, task: impl Future<Output = ()> + Send + 'static) {
-        let closing = drain.clone();
+        let (closing, broken) = (drain.clone(), self.broken.clone());
         drain.spawn(async move {
             tokio::select! {
-                () = task => {}
+                ended = drain::contain(task) => if ended.is_err() { broken.notify_one() },
                 () = closing.reached(Phase::Closing) => {}
             }
         });

@@ -53,6 +53,9 @@ pub enum Steering {
     /// No hook: every outbound connection is said to have dialled this, and sockets are opened where the thread is.
     #[cfg(test)]
     Fixed(kernel::Origin),
+    /// As [`Self::Fixed`], but asking for the second connection panics, as a bug would.
+    #[cfg(test)]
+    Broken(kernel::Origin, std::sync::atomic::AtomicUsize),
 }
 
 impl Steering {
@@ -65,6 +68,11 @@ impl Steering {
             Self::Kernel(kernel) => kernel.origin(accepted)?.ok_or(OriginError::NotRedirected),
             #[cfg(test)]
             Self::Fixed(origin) => Ok(*origin),
+            #[cfg(test)]
+            Self::Broken(origin, asked) => {
+                assert_ne!(asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed), 1, "a bug, on purpose");
+                Ok(*origin)
+            }
         }
     }
 
@@ -73,7 +81,7 @@ impl Steering {
         match self {
             Self::Kernel(kernel) => Place::Pod(kernel, namespace),
             #[cfg(test)]
-            Self::Fixed(_) => Place::Here,
+            Self::Fixed(_) | Self::Broken(..) => Place::Here,
         }
     }
 
@@ -86,7 +94,7 @@ impl Steering {
                 }
             }
             #[cfg(test)]
-            Self::Fixed(_) => (),
+            Self::Fixed(_) | Self::Broken(..) => (),
         }
     }
 }

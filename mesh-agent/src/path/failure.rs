@@ -69,6 +69,9 @@ pub enum Cut {
     /// The task was dropped.
     #[error("cancelled")]
     Cancelled,
+    /// The task panicked: a bug of the agent's.
+    #[error("the agent has a bug: the connection's task panicked, see its log")]
+    Panicked,
 }
 
 struct Because<'a>(&'a Decision);
@@ -125,11 +128,12 @@ pub enum Flag {
     Withdrawn,
     Overload,
     Draining,
+    Panic,
 }
 
 impl Flag {
     /// How many there are.
-    pub const COUNT: usize = Self::Draining as usize + 1;
+    pub const COUNT: usize = Self::Panic as usize + 1;
 
     /// All of them, in order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -152,6 +156,7 @@ impl Flag {
         Self::Withdrawn,
         Self::Overload,
         Self::Draining,
+        Self::Panic,
     ];
 
     /// The label.
@@ -176,6 +181,7 @@ impl Flag {
             Self::Withdrawn => "WITHDRAWN",
             Self::Overload => "OVERLOAD",
             Self::Draining => "DRAINING",
+            Self::Panic => "PANIC",
         }
     }
 }
@@ -237,6 +243,7 @@ impl Failure {
             Self::Cut(Cut::Withdrawn) => Flag::Withdrawn,
             Self::Cut(Cut::Memory) | Self::Crowded(_) => Flag::Overload,
             Self::Cut(Cut::Draining | Cut::Cancelled) => Flag::Draining,
+            Self::Cut(Cut::Panicked) => Flag::Panic,
         }
     }
 

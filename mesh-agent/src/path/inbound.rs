@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
 };
 
@@ -43,7 +44,7 @@ pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accept
         Err(error) => return failed().close(Err(ServerError::Tls(error).into())),
     };
     let handshake = tokio::select! {
-        handshake = admit(&worker, &pod, accepted) => handshake,
+        handshake = Box::pin(admit(&worker, &pod, accepted)) => handshake,
         () = pod.drain.reached(Phase::Closing) => Err(Failure::Cut(Cut::Withdrawn)),
     };
     match handshake {
@@ -116,7 +117,10 @@ async fn carry_request(worker: Rc<Local>, pod: Rc<PodState>, tunnel: Rc<Tunnel>,
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Inbound, tunnel.remote);
     outcome.tunnelled(&tunnel.peer);
     outcome.live.transfer.watch(incoming.backlog());
-    let result = outcome.unless_cut(&pod, carry(&worker, &pod, &tunnel, incoming, &outcome)).await;
+    let result = {
+        let carried = pin!(carry(&worker, &pod, &tunnel, incoming, &outcome));
+        outcome.unless_cut(&pod, carried).await
+    };
     outcome.close(result);
 }
 
@@ -129,7 +133,8 @@ async fn carry(
 ) -> Result<(), Failure> {
     let (asked, arriving) = incoming.parts();
     let reached = tokio::select! {
-        reached = reach(worker, pod, tunnel, asked, outcome) => reached,
+        // What that needs is given back before bytes pass, as in the outbound story.
+        reached = Box::pin(reach(worker, pod, tunnel, asked, outcome)) => reached,
         // Nobody waits for an answer any more, and h2 has given the stream's place to the next: the work ends here.
         () = arriving.until_reset() => {
             return Err(super::copy::CopyError::Downstream(std::io::ErrorKind::ConnectionReset.into()).into());

@@ -1,7 +1,7 @@
 //! The story of a connection that a pod of this node has opened: to an application of this node, through a tunnel, or as it
 //! is to whatever is not in the mesh.
 
-use std::{rc::Rc, sync::Arc};
+use std::{pin::pin, rc::Rc, sync::Arc};
 
 use super::{
     accept::Accepted,
@@ -26,7 +26,11 @@ const ATTEMPTS: usize = 3;
 /// From accept to the last byte.
 pub(super) async fn serve(worker: Rc<Local>, pod: Rc<PodState>, accepted: Accepted) {
     let outcome = Outcome::open(&worker, &pod.pod, Direction::Outbound, accepted.peer);
-    let result = outcome.unless_cut(&pod, carry(&worker, &pod, accepted, &outcome)).await;
+    let result = {
+        // Where it is polled there is room for it once; handed on by value it would take that again.
+        let carried = pin!(carry(&worker, &pod, accepted, &outcome));
+        outcome.unless_cut(&pod, carried).await
+    };
     outcome.close(result);
 }
 
@@ -39,13 +43,14 @@ async fn carry(worker: &Rc<Local>, pod: &PodState, mut accepted: Accepted, outco
     let mut tried = Vec::new();
     let mut early = Early::of(&mut accepted.socket, &outcome.live.transfer.waiting);
     loop {
-        let (view, route) = route(worker, pod, &origin, &tried).await?;
+        let (view, route) = Box::pin(route(worker, pod, &origin, &tried)).await?;
         outcome.routed(&route);
         let permit = authorize(&view, &origin.source, route).map_err(|decision| Failure::Denied(decision.into()))?;
         outcome.permitted(&permit, &origin);
         let route = permit.route().clone();
         let dialler = Dialler { worker, view: &view, pod: &pod.pod, pool: &pod.pool, origin: &origin };
-        match connect(permit, dialler, &mut early).await {
+        // What connecting needs is given back before bytes pass: an idle connection holds none of it.
+        match Box::pin(connect(permit, dialler, &mut early)).await {
             Ok(upstream) => {
                 outcome.connected(&route, &upstream);
                 let begun = early.begun();

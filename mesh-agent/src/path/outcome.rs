@@ -206,6 +206,7 @@ impl Outcome {
 
 impl Drop for Outcome {
     fn drop(&mut self) {
-        self.record(Err(Failure::Cut(Cut::Cancelled)));
+        let cut = if std::thread::panicking() { Cut::Panicked } else { Cut::Cancelled };
+        self.record(Err(Failure::Cut(cut)));
     }
 }

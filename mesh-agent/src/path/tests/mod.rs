@@ -4,5 +4,6 @@
 mod admission;
 mod authorize;
 mod node;
+mod panics;
 mod resolve;
 mod stories;

@@ -31,7 +31,7 @@ fn workload(pod: &Pod) -> mesh_api::proto::workload::Workload {
     fixtures::pod(&pod.name, &[&pod.addresses[0].to_string()])
 }
 
-fn view(pods: &[Arc<Pod>], policies: Vec<security::Authorization>) -> Arc<View> {
+pub(super) fn view(pods: &[Arc<Pod>], policies: Vec<security::Authorization>) -> Arc<View> {
     fixtures::view(pods.iter().map(|pod| workload(pod)), [], policies)
 }
 
@@ -41,7 +41,7 @@ fn strict() -> security::Authorization {
     fixtures::policy("strict", security::Action::Deny, vec![nobody])
 }
 
-async fn is_refused(connected: std::io::Result<TcpStream>) {
+pub(super) async fn is_refused(connected: std::io::Result<TcpStream>) {
     let read = match connected {
         Ok(mut stream) => timeout(SOON, stream.read(&mut [0; 1])).await.expect("in time").map(|_| ()),
         Err(error) => Err(error),
@@ -49,7 +49,7 @@ async fn is_refused(connected: std::io::Result<TcpStream>) {
     assert_eq!(read.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
 }
 
-async fn passes(client: &mut TcpStream, server: &mut TcpStream) {
+pub(super) async fn passes(client: &mut TcpStream, server: &mut TcpStream) {
     client.write_all(b"ping").await.unwrap();
     let mut ping = [0; 4];
     timeout(SOON, server.read_exact(&mut ping)).await.unwrap().unwrap();
