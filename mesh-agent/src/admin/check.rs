@@ -300,11 +300,11 @@ mod tests {
 
     #[test]
     fn a_map_is_a_warning_before_it_is_full() {
-        let at = |entries| fill(&[MapFill { name: "PODS", entries, capacity: 100 }]);
+        let at = |entries| fill(&[MapFill { name: "PODS", entries, capacity: 100, refused: 0 }]);
         let results = [79, 80, 99, 100].map(at);
         let expected = [("maps", "ok"), ("maps", "warning"), ("maps", "warning"), ("maps", "failed")];
         assert_eq!(results.each_ref().map(result), expected);
-        let handshakes = fill(&[MapFill { name: "TICKET", entries: 100, capacity: 100 }]);
+        let handshakes = fill(&[MapFill { name: "TICKET", entries: 100, capacity: 100, refused: 0 }]);
         assert_eq!(result(&handshakes), ("maps", "warning"));
         assert!(results[3].text.contains("PODS 100/100") && !results[3].remedy.is_empty());
     }

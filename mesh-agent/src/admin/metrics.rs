@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Node, Readiness};
+use crate::drain;
 
 /// Ends an OpenMetrics page.
 const END: &str = "# EOF\n";
@@ -69,6 +70,10 @@ fn agent(page: &mut Page, node: &Node) -> fmt::Result {
     for (number, worker) in node.workers.iter().enumerate() {
         page.value("mesh_worker_alive", &[("worker", &number.to_string())], u8::from(worker.is_alive()))?;
     }
+    page.family("mesh_tasks", "gauge", "Tasks that run")?;
+    page.value("mesh_tasks", &[], drain::tasks())?;
+    page.family("mesh_task_panics", "counter", "Tasks that ended by a panic, each alone")?;
+    page.value("mesh_task_panics_total", &[], drain::panics())?;
     let ages = node.kernel.heartbeat_ages().unwrap_or_default();
     page.family("mesh_worker_heartbeat_age_seconds", "gauge", "Time since a worker thread beat; absent before it did")?;
     for (number, age) in ages.iter().enumerate() {
@@ -104,6 +109,10 @@ fn kernel(page: &mut Page, node: &Node) -> fmt::Result {
     page.family("mesh_map_capacity", "gauge", "Entries that the kernel's maps can hold")?;
     for map in &maps {
         page.value("mesh_map_capacity", &[("map", map.name)], map.capacity)?;
+    }
+    page.family("mesh_map_full", "counter", "Entries that the kernel's maps had no room for")?;
+    for map in &maps {
+        page.value("mesh_map_full_total", &[("map", map.name)], map.refused)?;
     }
     let programs = node.kernel.programs().unwrap_or_default();
     page.family(

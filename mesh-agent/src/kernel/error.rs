@@ -26,6 +26,14 @@ pub enum KernelError {
         /// Why it failed.
         source: io::Error,
     },
+    /// A map of pods has no room.
+    #[error(
+        "map {map} is full: withdraw pods, or detach the agent and start it with a larger --max-pods (pinned maps keep their size)"
+    )]
+    Full {
+        /// Which.
+        map: &'static str,
+    },
     /// A path that is not what it should be.
     #[error("{}: {reason}", path.display())]
     Path {

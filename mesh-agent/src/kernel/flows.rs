@@ -26,6 +26,8 @@ pub struct MapFill {
     pub entries: u64,
     /// Entries it can hold.
     pub capacity: u64,
+    /// Entries of the agent's that it had no room for. What the hooks write is counted by them.
+    pub refused: u64,
 }
 
 /// What a program cost so far.
@@ -68,21 +70,21 @@ impl Kernel {
     pub fn map_fill(&self) -> Result<Vec<MapFill>, KernelError> {
         let maps = &self.maps;
         let rows = [
-            ("PODS", maps.pods.count()),
-            ("PODIP", maps.addresses.count()),
-            ("CGROUPS", maps.cgroups.count()),
-            ("PROBES", maps.probes.count()),
-            ("LISTEN", maps.listen.count_keys()),
-            ("POLICY", maps.policy.count()),
-            ("SERVICES", maps.services.count()),
-            ("BACKENDS", maps.backends.count()),
-            ("PENDING", maps.pending.count()),
-            ("TICKET", maps.tickets.count()),
-            ("FLOWS", maps.flows.count()),
+            ("PODS", maps.pods.count(), maps.pods.refused()),
+            ("PODIP", maps.addresses.count(), maps.addresses.refused()),
+            ("CGROUPS", maps.cgroups.count(), maps.cgroups.refused()),
+            ("PROBES", maps.probes.count(), maps.probes.refused()),
+            ("LISTEN", maps.listen.count_keys(), maps.listen.refused()),
+            ("POLICY", maps.policy.count(), maps.policy.refused()),
+            ("SERVICES", maps.services.count(), maps.services.refused()),
+            ("BACKENDS", maps.backends.count(), maps.backends.refused()),
+            ("PENDING", maps.pending.count(), maps.pending.refused()),
+            ("TICKET", maps.tickets.count(), maps.tickets.refused()),
+            ("FLOWS", maps.flows.count(), maps.flows.refused()),
         ];
-        let row = |(name, entries): (&'static str, io::Result<u64>)| {
+        let row = |(name, entries, refused): (&'static str, io::Result<u64>, u64)| {
             let entries = entries.map_err(|source| KernelError::system(format!("reading {name}"), source))?;
-            Ok(MapFill { name, entries, capacity: maps.capacity(name).unwrap_or(0).into() })
+            Ok(MapFill { name, entries, capacity: maps.capacity(name).unwrap_or(0).into(), refused })
         };
         rows.into_iter().map(row).collect()
     }

@@ -60,7 +60,9 @@ impl Kernel {
         // Its accepted children inherit this: the hooks know them from the application's.
         self.maps.agent.set(&socket_key(socket.as_fd()), &1, sys::ANY).map_err(failed)?;
         let key = ListenKey::new(address.into(), kind, worker);
-        self.maps.listen.set(&key, &sys::number(socket.as_fd()), sys::ANY).map_err(failed)
+        let inserted = self.maps.listen.set(&key, &sys::number(socket.as_fd()), sys::ANY);
+        inserted
+            .map_err(|source| if sys::is_full(&source) { KernelError::Full { map: "LISTEN" } } else { failed(source) })
     }
 
     /// Takes all listeners of an enrolled pod out of LISTEN: its connections are refused from now on.

@@ -103,7 +103,10 @@ pub(super) fn is_global(address: IpAddr) -> bool {
 }
 
 pub(super) fn writing(map: &'static str) -> impl Fn(io::Error) -> KernelError {
-    move |source| KernelError::system(format!("writing {map}"), source)
+    move |source| match sys::is_full(&source) {
+        true => KernelError::Full { map },
+        false => KernelError::system(format!("writing {map}"), source),
+    }
 }
 
 pub(super) fn reading(map: &'static str) -> impl Fn(io::Error) -> KernelError {

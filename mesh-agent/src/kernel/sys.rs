@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_common::abi::Plain;
 
@@ -127,7 +128,14 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
 #[derive(Debug)]
 pub(super) struct Map<K, V> {
     fd: OwnedFd,
+    /// Entries that did not fit.
+    refused: AtomicU64,
     types: PhantomData<fn(K, V)>,
+}
+
+/// Whether an update failed because the map has as many entries as it can hold.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::E2BIG)
 }
 
 /// Update whether or not the key is there.
@@ -144,7 +152,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         if info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the pinned map has another layout"));
         }
-        Ok(Self { fd, types: PhantomData })
+        Ok(Self { fd, refused: AtomicU64::default(), types: PhantomData })
     }
 
     pub(super) fn capacity(&self) -> io::Result<u32> {
@@ -177,7 +185,16 @@ impl<K: Plain, V: Plain> Map<K, V> {
     pub(super) fn set(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
         let mut attributes = self.element(key, std::ptr::from_ref(value) as u64, flags);
         // SAFETY: as in `get`.
-        unsafe { bpf(Command::MapUpdate, &mut attributes) }.map(drop)
+        let answer = unsafe { bpf(Command::MapUpdate, &mut attributes) };
+        if answer.as_ref().is_err_and(is_full) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        answer.map(drop)
+    }
+
+    /// How often this process was told that the map is full.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Removes an entry; whether it was there.
