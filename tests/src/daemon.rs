@@ -65,6 +65,11 @@ impl Daemon {
     /// Ends it as a bug in it would.
     pub(crate) fn aborts(&self) -> ExitStatus {
         self.signal(Signal::ABORT);
+        self.ends()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ends(&self) -> ExitStatus {
         let ended = || self.with(Process::ended).ok_or_else(|| "it still runs".to_owned());
         eventually(&format!("{} has ended", self.name), LIMIT, ended)
     }

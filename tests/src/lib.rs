@@ -15,6 +15,7 @@ mod daemon;
 pub mod dial;
 mod eventually;
 pub mod forge;
+pub mod limits;
 pub mod link;
 mod manifests;
 pub mod mesh;
@@ -29,7 +30,9 @@ pub mod protocol;
 mod report;
 pub mod service;
 pub mod slot;
+pub mod starve;
 pub mod torture;
+pub mod weather;
 pub mod web;
 mod world;
 

@@ -1,9 +1,13 @@
 //! The link between the nodes: a router of its own, so that one place sees every packet that leaves a node, counts it
 //! by rule and can capture it.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::{addresses::Pair, capture::Capture, process::Place, slot::Slot};
+use crate::{addresses::Pair, capture::Capture, process::Place, slot::Slot, weather::Weather};
 
 /// A payload byte makes a packet count: pure acknowledgements, SYN and FIN do not (`@ih` is what follows the TCP header).
 const RULES: &str = "
@@ -31,6 +35,8 @@ table inet link {
 pub struct Link {
     place: Place,
     directory: std::path::PathBuf,
+    /// What is joined.
+    ends: Mutex<Vec<(String, Pair)>>,
 }
 
 /// Packets with TCP payload to or from enrolled pods, by the rules on the link.
@@ -49,12 +55,18 @@ impl Link {
         let namespace = crate::namespace::Namespace::create(slot.name("link"));
         namespace.set("ipv4/ip_forward", "1");
         namespace.set("ipv6/conf/all/forwarding", "1");
-        namespace.ip("addr add 169.254.2.1/32 dev lo");
+        // What it says by ICMP comes from these: from a link-local address it would not get past the nodes.
+        namespace.ip("addr add 169.254.2.1/32 dev lo\naddr add fd6d:6573::1/128 dev lo nodad");
         namespace.nft(RULES);
         Self {
             place: Place { namespace, cgroup: slot.cgroup().child("link").create() },
             directory: slot.directory().into(),
+            ends: Mutex::default(),
         }
+    }
+
+    fn ends(&self) -> Vec<(String, Pair)> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Joins another namespace to the link by its own `eth0`, which is the way to the /24 and /64 of `addresses`.
@@ -67,6 +79,7 @@ impl Link {
              route add default via 169.254.2.1 dev eth0 onlink\nroute add default via fe80::1 dev eth0\n"
         ));
         self.comes_up(name, addresses);
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), addresses));
     }
 
     /// As if the cable were pulled: what was joined as `name` is cut off. The kernel forgets the ways to it.
@@ -76,13 +89,8 @@ impl Link {
 
     /// The cable is back, and the ways to `addresses` and their ranges.
     pub fn comes_up(&self, name: &str, addresses: Pair) {
-        let Pair { v4, v6 } = addresses;
-        let [range4, range6] = addresses.ranges();
-        self.place.namespace.ip(&format!(
-            "link set {name} up\naddr replace fe80::1/64 dev {name} nodad\n\
-             route replace {v4}/32 dev {name}\nroute replace {range4} via {v4} dev {name} onlink\n\
-             route replace {v6}/128 dev {name}\nroute replace {range6} via {v6} dev {name} onlink\n"
-        ));
+        let ways = ways(name, addresses, "");
+        self.place.namespace.ip(&format!("link set {name} up\naddr replace fe80::1/64 dev {name} nodad\n{ways}"));
     }
 
     /// From now on every packet between the nodes is lost without a word, or none is.
@@ -92,6 +100,32 @@ impl Link {
             "table inet loss\ndelete table inet loss\ntable inet loss {{\n  chain forward {{\n    \
              type filter hook forward priority -10; policy {verdict};\n  }}\n}}\n"
         ));
+    }
+
+    /// From now on every packet of these nodes is lost without a word; those of the others are not.
+    pub fn silences(&self, nodes: &[&str]) {
+        let rules: String =
+            nodes.iter().map(|node| format!("    iifname {node} drop\n    oifname {node} drop\n")).collect();
+        self.place.namespace.nft(&format!(
+            "table inet silence\ndelete table inet silence\ntable inet silence {{\n  chain forward {{\n    \
+             type filter hook forward priority -10; policy accept;\n{rules}  }}\n}}\n"
+        ));
+    }
+
+    /// The way takes `delay` longer in each direction and loses that part of the packets, until what is returned is dropped.
+    pub fn degraded(&self, loss: f64, delay: Duration) -> Weather {
+        let ends = self.ends().into_iter().map(|(name, _)| name).collect();
+        Weather::begin(&self.place.namespace, ends, loss, delay)
+    }
+
+    /// Packets over so many bytes do not fit through any more. Nodes and pods are told by ICMP, packet by packet.
+    pub fn narrows_to(&self, bytes: u32) {
+        // Of the ways and not of the devices: those would drop what comes from a device with a wider one without a word.
+        let limit = format!(" mtu lock {bytes}");
+        let all = self.ends();
+        self.place
+            .namespace
+            .ip(&all.iter().map(|(name, addresses)| ways(name, *addresses, &limit)).collect::<String>());
     }
 
     /// From now on packets with payload to or from this address count.
@@ -128,4 +162,14 @@ impl Link {
     pub fn place(&self) -> &Place {
         &self.place
     }
+}
+
+/// The routes to an address pair and its ranges by a device, with further words for each.
+fn ways(name: &str, addresses: Pair, words: &str) -> String {
+    let Pair { v4, v6 } = addresses;
+    let [range4, range6] = addresses.ranges();
+    format!(
+        "route replace {v4}/32 dev {name}{words}\nroute replace {range4} via {v4} dev {name} onlink{words}\n\
+         route replace {v6}/128 dev {name}{words}\nroute replace {range6} via {v6} dev {name} onlink{words}\n"
+    )
 }

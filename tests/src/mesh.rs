@@ -25,6 +25,7 @@ use crate::{
     report,
     service::Service,
     slot::Slot,
+    starve::MemoryLimit,
     world::World,
 };
 
@@ -120,6 +121,12 @@ impl Mesh {
     #[track_caller]
     pub fn node(&self, name: &str) -> &Node {
         self.nodes().iter().find(|node| node.name() == name).expect("a node of this mesh")
+    }
+
+    /// Lets the agent of a node have `bytes` more memory, and be killed by the kernel for the next page.
+    pub fn limits_memory_of(&self, node: &str, bytes: u64) -> MemoryLimit {
+        let node = self.node(node);
+        MemoryLimit::of(&self.world.slot, node.cgroup(), node.agent_id(), bytes)
     }
 
     /// The control daemon.

@@ -101,6 +101,16 @@ impl Namespace {
         run(Command::new("ip").args(["-n", self.name(), "-batch", "-"]), commands);
     }
 
+    /// The same for commands that do not tell IPv4 and IPv6 apart: once for each.
+    ///
+    /// # Panics
+    /// When one fails.
+    pub fn ip_for_both(&self, commands: &str) {
+        for family in ["-4", "-6"] {
+            run(Command::new("ip").args(["-n", self.name(), family, "-batch", "-"]), commands);
+        }
+    }
+
     /// Loads an nft script in this namespace.
     ///
     /// # Panics

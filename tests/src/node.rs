@@ -19,6 +19,7 @@ use crate::{
     namespace::Namespace,
     process::{Place, binary, printed},
     slot::Slot,
+    starve::NoDescriptors,
     web::{self, Metrics},
 };
 
@@ -143,6 +144,37 @@ impl Node {
     /// Ends the agent as a bug in it would (SIGABRT); how it ended.
     pub fn abort_agent(&self) -> ExitStatus {
         self.daemon.aborts()
+    }
+
+    /// Waits until the agent has ended by itself; how it did.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn agent_ends(&self) -> ExitStatus {
+        self.daemon.ends()
+    }
+
+    /// Leaves the agent no descriptor to open anything with but in its gaps, until what is returned is dropped.
+    pub fn leaves_no_descriptor(&self) -> NoDescriptors {
+        NoDescriptors::of(self.agent_id())
+    }
+
+    /// Memory of the agent that is its own and in use (VmRSS), bytes.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn agent_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent_id())).expect("the agent runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process with memory");
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    }
+
+    /// Descriptors that the agent has open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn agent_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.agent_id())).expect("the agent runs").count()
     }
 
     /// Asks the agent to end and waits for it.

@@ -307,6 +307,28 @@ pub struct StormReport {
     pub twelfths_ms: Vec<u64>,
 }
 
+/// What readers lose by others that hardly read, as `mesh-load readers` prints it: bytes per second, round by round.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReadersReport {
+    /// Alone.
+    pub without: Vec<f64>,
+    /// Beside those that hardly read.
+    pub with: Vec<f64>,
+}
+
+/// What came of connections that were opened at once, as `mesh-load crowd` prints it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CrowdReport {
+    /// Their line came back.
+    pub answered: u32,
+    /// Refused, reset or ended.
+    pub refused: u32,
+    /// Neither within a minute.
+    pub hung: u32,
+    /// Milliseconds that the slowest of them took.
+    pub slowest_ms: u64,
+}
+
 /// The pseudo-random bytes of transfers, and their checksum (FNV-1a, 64 bits).
 pub struct Bytes {
     generator: fastrand::Rng,

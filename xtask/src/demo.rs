@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `torture`: build, then hand over to a program of the tests package.
+//! `cargo xtask demo`, `torture`, `soak` and `limits`: build, then hand over to a program of the tests package.
 
 use std::{os::unix::process::CommandExt, process::Command};
 
@@ -21,6 +21,22 @@ pub fn run(check: bool) -> Result<()> {
 /// When not root, a build fails, or a promise was not kept.
 pub fn torture(arguments: &[String]) -> Result<()> {
     hand_over("torture", arguments)
+}
+
+/// Runs load and faults for a long time; `arguments` are the program's own.
+///
+/// # Errors
+/// When not root, a build fails, or something grew.
+pub fn soak(arguments: &[String]) -> Result<()> {
+    hand_over("soak", arguments)
+}
+
+/// Measures what a mesh bears.
+///
+/// # Errors
+/// When not root, or a build fails.
+pub fn limits() -> Result<()> {
+    hand_over("limits", &[])
 }
 
 fn hand_over(verb: &str, arguments: &[String]) -> Result<()> {

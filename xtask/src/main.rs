@@ -55,6 +55,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Load and faults for a long time; fails when what the agents hold grows: `--minutes N`, `--seed S`.
+    Soak {
+        /// Arguments of the program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measures slow readers, idle connections, crowds and many pods, and prints the figures.
+    Limits,
     /// Fuzzes every parser that meets bytes from outside, or one TARGET; fails when one crashes, leaks or hangs.
     Fuzz {
         /// For how long each target runs.
@@ -78,6 +86,8 @@ fn main() -> Result<()> {
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
+        Verb::Soak { arguments } => demo::soak(&arguments),
+        Verb::Limits => demo::limits(),
         Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {

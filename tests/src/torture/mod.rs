@@ -3,7 +3,9 @@
 
 mod faults;
 mod load;
+mod soak;
 mod stage;
+mod strikes;
 mod table;
 
 use std::{
@@ -11,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use soak::{Soak, soak};
 pub use table::Table;
 
 use crate::torture::{
@@ -45,7 +48,7 @@ pub struct Plan {
 pub fn run(plan: Plan, mut tell: impl FnMut(&Row)) -> Table {
     let stage = Stage::set();
     let load = Load::start(&stage);
-    let mut deck = Deck { random: fastrand::Rng::with_seed(plan.seed), left: Vec::new() };
+    let mut deck = Deck::new(plan.seed, |_| true);
     let mut table = Table::default();
     calm(&load).unwrap_or_else(|reason| panic!("it does not work without any fault: {reason}"));
     let begun = Instant::now();
@@ -68,12 +71,18 @@ pub fn run(plan: Plan, mut tell: impl FnMut(&Row)) -> Table {
 /// The faults in an order of their own; when all have been drawn, again.
 struct Deck {
     random: fastrand::Rng,
+    all: Vec<&'static Fault>,
     left: Vec<&'static Fault>,
 }
 
 impl Deck {
+    fn new(seed: u64, is_wanted: impl Fn(&Fault) -> bool) -> Self {
+        let all = FAULTS.iter().filter(|fault| is_wanted(fault)).collect();
+        Self { random: fastrand::Rng::with_seed(seed), all, left: Vec::new() }
+    }
+
     fn fill(&mut self) {
-        self.left = FAULTS.iter().collect();
+        self.left.clone_from(&self.all);
         self.random.shuffle(&mut self.left);
     }
 

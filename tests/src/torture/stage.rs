@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{App, Mesh, identity, new_app::NewApp, protocol::Behaviour};
+use crate::{App, Mesh, Setup, identity, new_app::NewApp, protocol::Behaviour};
 
 /// What a download carries.
 pub const DOWNLOAD: u64 = 4_000_000;
@@ -14,6 +14,9 @@ pub const SOURCE: u16 = 81;
 pub const SINK: u16 = 82;
 pub const NAME: u16 = 83;
 const SERVICE: u16 = 8000;
+/// Pods and ends of connections that an agent's maps have room for.
+pub const PODS: u16 = 8;
+pub const FLOWS: usize = 1024;
 
 /// A mesh of two nodes under STRICT, with the pods that the load needs.
 pub struct Stage {
@@ -41,7 +44,8 @@ const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication
 impl Stage {
     /// Makes all of it and waits until it works.
     pub fn set() -> Self {
-        let mesh = Mesh::new();
+        let agent_arguments = vec![format!("--max-pods={PODS}"), format!("--max-flows={FLOWS}")];
+        let mesh = Mesh::with(Setup { agent_arguments, ..Setup::default() });
         mesh.apply("strict.yaml", STRICT);
         let shop = |name: &str, node: &str| {
             let app = mesh.app(name).labelled("part-of", "shop").on(node);

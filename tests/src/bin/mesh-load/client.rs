@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Semaphore,
     task::LocalSet,
     time::Instant,
 };
@@ -16,6 +17,7 @@ use crate::Mode;
 const MESSAGE: usize = 128;
 const HTTP_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
 const WRITE: usize = 256 * 1024;
+const QUEUE: usize = 512;
 
 /// What was measured.
 #[derive(Serialize)]
@@ -43,6 +45,8 @@ struct Loop {
     start: Instant,
     end: Instant,
     tally: Rc<RefCell<Tally>>,
+    /// Of those that open connections to hold them: more at once than a listener queues would wait for a second SYN.
+    queue: Rc<Semaphore>,
 }
 
 impl Loop {
@@ -74,7 +78,8 @@ impl Loop {
 pub async fn load(target: SocketAddr, mode: Mode, connections: usize, length: Duration) -> Result<Report> {
     TcpStream::connect(target).await.with_context(|| format!("connect {target}"))?;
     let start = Instant::now() + length / 10;
-    let round = Loop { target, start, end: start + length, tally: Rc::default() };
+    let round =
+        Loop { target, start, end: start + length, tally: Rc::default(), queue: Rc::new(Semaphore::new(QUEUE)) };
     let tasks = LocalSet::new();
     for _ in 0..connections {
         let round = round.clone();
@@ -189,7 +194,9 @@ fn response_length(held: &[u8]) -> Option<usize> {
 
 async fn hold(round: &Loop) -> std::io::Result<()> {
     let begun = round.start;
+    let queued = round.queue.acquire().await.map_err(std::io::Error::other)?;
     let mut stream = round.connect().await?;
+    drop(queued);
     stream.write_all(b"E").await?;
     round.count(begun, 0);
     tokio::time::sleep_until(round.end).await;

@@ -2,6 +2,8 @@
 //! Prints one JSON line; never judges a figure. One thread each, so that a rate is a statement about CPU cost.
 
 mod client;
+mod crowd;
+mod readers;
 mod server;
 
 use std::{net::SocketAddr, time::Duration};
@@ -39,6 +41,33 @@ enum Verb {
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
     },
+    /// Reads as fast as it can over some connections, with and without others that hardly read; prints both rates.
+    Readers {
+        /// The server as the client dials it.
+        #[arg(long)]
+        target: SocketAddr,
+        /// Connections that read as fast as they can.
+        #[arg(long)]
+        fast: usize,
+        /// Connections that hardly read, every other time.
+        #[arg(long)]
+        slow: usize,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Length of one measurement in seconds.
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
+    },
+    /// Opens all connections at once, sends a line over each, and prints what came of them.
+    Crowd {
+        /// The server as the client dials it.
+        #[arg(long)]
+        target: SocketAddr,
+        /// Connections.
+        #[arg(long)]
+        connections: usize,
+    },
 }
 
 /// What one operation is.
@@ -57,6 +86,7 @@ enum Mode {
 }
 
 fn main() -> Result<()> {
+    raise_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match Arguments::parse().verb {
         Verb::Serve { listen } => runtime.block_on(server::serve(listen)),
@@ -65,5 +95,22 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }
+        Verb::Readers { target, fast, slow, rounds, seconds } => {
+            let length = Duration::from_secs_f64(seconds);
+            let report = runtime.block_on(readers::compare(target, [fast, slow], rounds, length))?;
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(())
+        }
+        Verb::Crowd { target, connections } => {
+            println!("{}", serde_json::to_string(&runtime.block_on(crowd::come(target, connections)))?);
+            Ok(())
+        }
     }
+}
+
+/// Ten thousand connections need as many descriptors.
+fn raise_limit() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?)
 }

@@ -1,5 +1,5 @@
 //! The server: the first byte of a connection says what it wants. `E` echoes, `S` swallows and answers the count at the
-//! end, anything else is taken for HTTP/1.1.
+//! end, `D` sends without end, anything else is taken for HTTP/1.1.
 
 use std::net::SocketAddr;
 
@@ -27,6 +27,7 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     match first {
         b'E' => echo(stream).await,
         b'S' => swallow(stream).await,
+        b'D' => pour(stream).await,
         _ => http(stream).await,
     }
 }
@@ -52,6 +53,14 @@ async fn swallow(mut stream: TcpStream) -> std::io::Result<()> {
             return stream.shutdown().await;
         }
         total += read as u64;
+    }
+}
+
+/// Until the client goes.
+async fn pour(mut stream: TcpStream) -> std::io::Result<()> {
+    let buffer = vec![7; 256 * 1024];
+    loop {
+        stream.write_all(&buffer).await?;
     }
 }
 
