@@ -18,6 +18,11 @@ struct TypeLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabel {
     reason: String,
 }
@@ -34,6 +39,7 @@ pub struct Metrics {
     /// Certificates issued to agents.
     pub certificates_issued: Counter,
     refusals: Family<ReasonLabel, Counter>,
+    refused_streams: Family<ReasonLabel, Counter>,
     /// Problems in the configuration now.
     pub config_errors: Gauge,
     /// Parts of the configuration that have no effect now.
@@ -42,6 +48,8 @@ pub struct Metrics {
     pub config_reads: Counter,
     /// Generation of the state that is published.
     pub state_version: Gauge<u64, AtomicU64>,
+    lists: Family<KindLabel, Counter>,
+    watch_failures: Family<KindLabel, Counter>,
     is_ready: AtomicBool,
 }
 
@@ -57,10 +65,13 @@ impl Metrics {
             nacks: Family::default(),
             certificates_issued: Counter::default(),
             refusals: Family::default(),
+            refused_streams: Family::default(),
             config_errors: Gauge::default(),
             config_warnings: Gauge::default(),
             config_reads: Counter::default(),
             state_version: Gauge::default(),
+            lists: Family::default(),
+            watch_failures: Family::default(),
             is_ready: AtomicBool::new(false),
         };
         metrics.register();
@@ -76,10 +87,14 @@ impl Metrics {
         to.register("mesh_xds_nacks", "Responses that agents refused", self.nacks.clone());
         to.register("mesh_certificates_issued", "Certificates issued to agents", self.certificates_issued.clone());
         to.register("mesh_certificates_refused", "Certificate requests refused", self.refusals.clone());
+        to.register("mesh_xds_refused", "Agents' streams refused", self.refused_streams.clone());
         to.register("mesh_config_errors", "Problems in the configuration", self.config_errors.clone());
         to.register("mesh_config_warnings", "Parts of the configuration without effect", self.config_warnings.clone());
         to.register("mesh_config_reads", "Times the configuration was read", self.config_reads.clone());
         to.register("mesh_state_version", "Generation of the published state", self.state_version.clone());
+        to.register("mesh_kubernetes_lists", "Times that all objects of a kind were listed", self.lists.clone());
+        let failures = self.watch_failures.clone();
+        to.register("mesh_kubernetes_watch_failures", "Lists and watches that failed", failures);
     }
 
     /// An agent has connected; it counts until the answer is dropped.
@@ -91,6 +106,21 @@ impl Metrics {
     /// A certificate request was refused.
     pub fn refused(&self, reason: &str) {
         self.refusals.get_or_create(&ReasonLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// An agent's stream was refused.
+    pub fn refused_stream(&self, reason: &str) {
+        self.refused_streams.get_or_create(&ReasonLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// All objects of a kind were listed.
+    pub fn kubernetes_listed(&self, kind: &'static str) {
+        self.lists.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// A kind could not be listed or watched.
+    pub fn kubernetes_failed(&self, kind: &'static str) {
+        self.watch_failures.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// The first state is published: from now on agents get an answer.

@@ -19,6 +19,7 @@ use crate::{
     },
 };
 
+pub mod caller;
 pub mod listen;
 pub mod roster;
 #[cfg(test)]
@@ -33,7 +34,7 @@ pub struct DiscoveryService {
     /// What is told.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Who asks.
-    pub tokens: Arc<token::Tokens>,
+    pub callers: Arc<caller::Callers>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who is connected.
@@ -53,9 +54,13 @@ impl AggregatedDiscoveryService for DiscoveryService {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = request.remote_addr();
-        let Some(node) = self.tokens.node_of(request.metadata()) else {
-            tracing::warn!(?caller, "stream refused: no token of a node agent");
-            return Err(Status::unauthenticated("not authenticated"));
+        let node = match self.callers.caller(request.metadata()).await {
+            Ok(agent) => agent.node,
+            Err(error) => {
+                self.metrics.refused_stream(error.reason());
+                tracing::warn!(?caller, reason = %error, "stream refused");
+                return Err(error.status());
+            }
         };
         let (responses, receiver) = mpsc::channel(WAITING);
         let stream = SubscriberStream {

@@ -69,7 +69,7 @@ impl Tokens {
 
     /// The node whose token a request carries as `authorization: Bearer TOKEN`.
     pub fn node_of(&self, metadata: &MetadataMap) -> Option<String> {
-        let token = metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
+        let token = super::caller::bearer(metadata)?;
         self.refresh();
         // Looked up by hash: the time it takes says nothing of how much of a token was right.
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).0.get(&hash(token)).cloned()
