@@ -1,7 +1,7 @@
 //! How the daemon begins on each of its sources: with keys, with somebody who says who callers are, and with a first
 //! state that is published and followed. Serves nothing.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use anyhow::Context;
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use crate::{
         files,
     },
     compile::Foundation,
-    kubernetes::{self, review::Reviews, root},
+    kubernetes::{self, lease::Election, review::Reviews, root, tell::Teller},
     metrics::Metrics,
     observe::ConfigReport,
     publish::{Publisher, Snapshot},
@@ -59,7 +59,11 @@ pub fn on_folder(settings: &Settings, folder: &Path, metrics: &Arc<Metrics>) -> 
 ///
 /// # Errors
 /// The operator's settings, or what the root's Secret holds, are at fault.
-pub async fn on_kubernetes(settings: &Settings, metrics: &Arc<Metrics>) -> anyhow::Result<Started> {
+pub async fn on_kubernetes(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+) -> anyhow::Result<Started> {
     let options = &settings.kubernetes;
     let client = kubernetes::connect(options.kubeconfig.as_ref()).await?;
     let namespace = options.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
@@ -72,12 +76,23 @@ pub async fn on_kubernetes(settings: &Settings, metrics: &Arc<Metrics>) -> anyho
     let source = Source::Kubernetes(store.clone());
     let keeper = StateKeeper::new(source, foundation(settings, &authority), publisher, metrics.clone());
     let config = keeper.report();
-    tokio::spawn(keeper.follow_store(store));
+    tokio::spawn(keeper.follow_store(store.clone()));
+    let replica = options.replica.clone().unwrap_or_else(host_name);
+    let (leads, leading) = watch::channel(false);
+    let election = Election { client: client.clone(), namespace: namespace.clone(), replica: replica.clone() };
+    tokio::spawn(election.follow(leads, stopping));
+    let teller = Teller { client: client.clone(), store, replica, metrics: metrics.clone(), told: HashSet::new() };
+    tokio::spawn(teller.follow(leading));
     let agent = options.agent(&namespace);
     let reviews = Reviews { client, agent, audience: options.token_audience.clone() };
     // An agent that asked before would be told of an empty mesh.
     state.changed().await.context("the first state of the API server")?;
     Ok(Started { authority, callers: Arc::new(Callers::Kubernetes(reviews)), state, config })
+}
+
+/// In a pod this is the pod's name, which no other replica has.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 async fn parts(settings: &Settings, client: &kube::Client, namespace: &str) -> anyhow::Result<Parts> {

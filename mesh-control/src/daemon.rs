@@ -53,7 +53,7 @@ impl Daemon {
         let started = match &settings.source.config_dir {
             Some(folder) => begin::on_folder(settings, folder, &metrics)?,
             None => tokio::select! {
-                started = begin::on_kubernetes(settings, &metrics) => started?,
+                started = begin::on_kubernetes(settings, &metrics, stopping.clone()) => started?,
                 () = stopped(stopping.clone()) => anyhow::bail!("stopped before the API server had said what there is"),
             },
         };

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub state_version: Gauge<u64, AtomicU64>,
     lists: Family<KindLabel, Counter>,
     watch_failures: Family<KindLabel, Counter>,
+    writes: Family<KindLabel, Counter>,
     is_ready: AtomicBool,
 }
 
@@ -72,6 +73,7 @@ impl Metrics {
             state_version: Gauge::default(),
             lists: Family::default(),
             watch_failures: Family::default(),
+            writes: Family::default(),
             is_ready: AtomicBool::new(false),
         };
         metrics.register();
@@ -95,6 +97,7 @@ impl Metrics {
         to.register("mesh_kubernetes_lists", "Times that all objects of a kind were listed", self.lists.clone());
         let failures = self.watch_failures.clone();
         to.register("mesh_kubernetes_watch_failures", "Lists and watches that failed", failures);
+        to.register("mesh_kubernetes_writes", "Conditions and events written to objects", self.writes.clone());
     }
 
     /// An agent has connected; it counts until the answer is dropped.
@@ -121,6 +124,11 @@ impl Metrics {
     /// A kind could not be listed or watched.
     pub fn kubernetes_failed(&self, kind: &'static str) {
         self.watch_failures.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// A condition or an event was written to an object.
+    pub fn kubernetes_written(&self, kind: &'static str) {
+        self.writes.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// The first state is published: from now on agents get an answer.

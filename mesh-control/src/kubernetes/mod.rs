@@ -12,12 +12,15 @@ use kube::{
 use crate::metrics::Metrics;
 
 pub mod kinds;
+pub mod lease;
 mod read;
 pub mod review;
 pub mod root;
 pub mod store;
+pub mod tell;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod watch;
 
 use kinds::KINDS;

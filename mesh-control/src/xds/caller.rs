@@ -103,5 +103,6 @@ impl Callers {
 
 /// The token of a request.
 pub fn bearer(metadata: &MetadataMap) -> Option<&str> {
-    metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
+    let token = metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
+    Some(token).filter(|token| !token.is_empty())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     api_server::{ApiServer, apply, apply_all, definitions, delete, objects},
     cut::Way,
-    eventually,
+    eventually, never,
 };
 use crate::{
     begin::{self, Started},
@@ -94,7 +94,7 @@ async fn an_api_server_may_be_late_go_away_and_forget() {
     server.kill();
     let waiting = tokio::spawn({
         let metrics: Arc<Metrics> = metrics.clone();
-        async move { begin::on_kubernetes(&settings, &metrics).await }
+        async move { begin::on_kubernetes(&settings, &metrics, never()).await }
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!waiting.is_finished() && !metrics.is_ready(), "it has begun without knowing anything");
@@ -141,7 +141,7 @@ async fn a_kind_that_is_missing_is_said_and_picked_up_when_it_appears() {
     let server = ApiServer::bare().await;
     let client = server.client().await;
     apply(&client, &service("web")).await;
-    let started = begin::on_kubernetes(&settings(&server.kubeconfig()), &Metrics::new()).await.expect("begun");
+    let started = begin::on_kubernetes(&settings(&server.kubeconfig()), &Metrics::new(), never()).await.expect("begun");
     publishes(&started, "web", true).await;
     for kind in ["AuthorizationPolicy", "PeerAuthentication", "WorkloadEntry", "ServiceEntry", "MeshConfig"] {
         is_missing(&started, kind).await;
