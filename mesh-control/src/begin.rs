@@ -81,10 +81,16 @@ pub async fn on_kubernetes(
     let (leads, leading) = watch::channel(false);
     let election = Election { client: client.clone(), namespace: namespace.clone(), replica: replica.clone() };
     tokio::spawn(election.follow(leads, stopping));
-    let teller = Teller { client: client.clone(), store, replica, metrics: metrics.clone(), told: HashSet::new() };
+    let teller = Teller {
+        client: client.clone(),
+        store: store.clone(),
+        replica,
+        metrics: metrics.clone(),
+        told: HashSet::new(),
+    };
     tokio::spawn(teller.follow(leading));
     let agent = options.agent(&namespace);
-    let reviews = Reviews { client, agent, audience: options.token_audience.clone() };
+    let reviews = Reviews { client, agent, audience: options.token_audience.clone(), store };
     // An agent that asked before would be told of an empty mesh.
     state.changed().await.context("the first state of the API server")?;
     Ok(Started { authority, callers: Arc::new(Callers::Kubernetes(reviews)), state, config })

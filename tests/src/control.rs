@@ -103,7 +103,8 @@ impl Control {
         SocketAddr::from((self.addresses.v4, PORT))
     }
 
-    fn metrics_address(&self) -> SocketAddr {
+    /// Where its metrics and pages are.
+    pub fn metrics_address(&self) -> SocketAddr {
         SocketAddr::from((self.addresses.v4, METRICS_PORT))
     }
 

@@ -35,7 +35,7 @@ pub fn on_kubernetes(filter: Option<&str>) -> Result<()> {
     let mut command = workspace::cargo();
     // They are marked as ignored, so that everybody else's run needs neither Go nor Kubernetes.
     command.args(["test", "--package", "mesh-control", "--lib", "--locked", "--no-fail-fast", "--", "--ignored"]);
-    command.args(["--skip", "fuzzing", "--test-threads=2"]).args(filter);
+    command.args(["--skip", "fuzzing", "--skip", "scale", "--test-threads=2"]).args(filter);
     judge(&mut command, filter)
 }
 

@@ -1,6 +1,8 @@
 //! Whose a token is, and what runs on a node, by the word of the API server at the time of asking. Nothing is
 //! remembered: a token whose pod has gone is worth nothing from that moment on.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
     core::v1::Pod,
@@ -10,6 +12,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 
+use super::store::Store;
 use crate::{
     objects::metadata::Name,
     xds::caller::{Caller, CallerError},
@@ -29,6 +32,8 @@ pub struct Reviews {
     pub agent: Name,
     /// The audience that tokens must be for.
     pub audience: String,
+    /// What was seen of pods.
+    pub store: Arc<Store>,
 }
 
 impl Reviews {
@@ -53,7 +58,8 @@ impl Reviews {
         // The claim is older than Kubernetes 1.32 has it on; where it is, it has to agree.
         let is_same_node = claim(&user, NODE_NAME).is_none_or(|claimed| claimed == node);
         let is_same_pod = pod.metadata.uid.as_deref() == Some(uid) && !is_finished(&pod);
-        if is_same_node && is_same_pod { Ok(Caller { node }) } else { Err(gone()) }
+        let pod = Some((Name::new(&self.agent.namespace, name), uid.to_owned()));
+        if is_same_node && is_same_pod { Ok(Caller { node, pod }) } else { Err(gone()) }
     }
 
     async fn user(&self, token: &str) -> Result<UserInfo, CallerError> {

@@ -154,6 +154,16 @@ impl Store {
         self.lock().iter().all(|shelf| shelf.is_known)
     }
 
+    /// True when this very pod is there and has not run to its end.
+    pub fn has_pod(&self, name: &Name, uid: &str) -> bool {
+        let shelves = self.lock();
+        let pods = KINDS.iter().position(|kind| kind.name == "Pod").and_then(|index| shelves.get(index));
+        match pods.and_then(|shelf| shelf.objects.get(name)).and_then(|seen| seen.object.as_ref()) {
+            Some(Object::Pod(pod)) => pod.metadata.uid == uid && !pod.is_finished,
+            _ => false,
+        }
+    }
+
     /// How far each kind is known.
     pub fn kinds(&self) -> Vec<KindReport> {
         let shelves = self.lock();

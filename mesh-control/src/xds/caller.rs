@@ -11,6 +11,8 @@ use crate::{kubernetes::review::Reviews, objects::metadata::Name, publish::Snaps
 pub struct Caller {
     /// The node it serves.
     pub node: String,
+    /// The pod that it is, with its uid; nothing outside Kubernetes.
+    pub pod: Option<(Name, String)>,
 }
 
 /// Who says whose a token is.
@@ -82,8 +84,18 @@ impl Callers {
     /// See [`CallerError`]; for the log, never for the caller.
     pub async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, CallerError> {
         match self {
-            Callers::Tokens(tokens) => tokens.node_of(metadata).map(|node| Caller { node }).ok_or(CallerError::Token),
+            Callers::Tokens(tokens) => {
+                tokens.node_of(metadata).map(|node| Caller { node, pod: None }).ok_or(CallerError::Token)
+            }
             Callers::Kubernetes(reviews) => reviews.caller(bearer(metadata).ok_or(CallerError::Token)?).await,
+        }
+    }
+
+    /// True while the pod that the agent is is known to be there; without a pod there is nothing to know.
+    pub fn is_there(&self, caller: &Caller) -> bool {
+        match (self, &caller.pod) {
+            (Callers::Kubernetes(reviews), Some((name, uid))) => reviews.store.has_pod(name, uid),
+            _ => true,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The discovery service: one delta stream for each agent. Everything it says is decided by the stream's `Session`;
 //! here are only the stream, its token and its counters.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use mesh_api::proto::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
@@ -23,11 +23,13 @@ pub mod caller;
 pub mod listen;
 pub mod roster;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 pub mod token;
 
 /// Responses that wait for one subscriber. When it reads no further, nothing more is made for it.
 const WAITING: usize = 4;
+/// Time between two looks at whether the agent of a stream is still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The service.
 pub struct DiscoveryService {
@@ -54,8 +56,8 @@ impl AggregatedDiscoveryService for DiscoveryService {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = request.remote_addr();
-        let node = match self.callers.caller(request.metadata()).await {
-            Ok(agent) => agent.node,
+        let agent = match self.callers.caller(request.metadata()).await {
+            Ok(agent) => agent,
             Err(error) => {
                 self.metrics.refused_stream(error.reason());
                 tracing::warn!(?caller, reason = %error, "stream refused");
@@ -63,7 +65,9 @@ impl AggregatedDiscoveryService for DiscoveryService {
             }
         };
         let (responses, receiver) = mpsc::channel(WAITING);
+        let node = agent.node.clone();
         let stream = SubscriberStream {
+            presence: Presence { callers: self.callers.clone(), agent, was_seen: false },
             session: Session::new(node.as_str()),
             state: self.state.clone(),
             stopping: self.stopping.clone(),
@@ -81,6 +85,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
 /// One agent's stream while it lasts.
 struct SubscriberStream {
     node: String,
+    presence: Presence,
     session: Session,
     state: watch::Receiver<Arc<Snapshot>>,
     stopping: watch::Receiver<bool>,
@@ -91,8 +96,10 @@ struct SubscriberStream {
 
 impl SubscriberStream {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let mut look = tokio::time::interval(LOOK);
         let end = loop {
             let told = tokio::select! {
+                _ = look.tick() => self.look().await,
                 request = requests.next() => match request {
                     Some(Ok(request)) => self.take(request).await,
                     Some(Err(status)) => break status.message().to_owned(),
@@ -122,17 +129,27 @@ impl SubscriberStream {
         match self.session.request(request, &state) {
             Ok((responses, nack)) => {
                 nack.iter().for_each(|nack| self.record(nack));
-                self.seat.note(&self.session, is_answer.then_some((&type_url, nack.as_ref())));
+                self.seat.note(&self.session, state.generation, is_answer.then_some((&type_url, nack.as_ref())));
                 self.send(responses).await
             }
             Err(error) => self.refuse(Status::resource_exhausted(error.to_string()), error.to_string()).await,
         }
     }
 
+    /// Ends the stream of an agent that has gone.
+    async fn look(&mut self) -> Result<(), String> {
+        match self.presence.has_ended() {
+            true => {
+                self.refuse(Status::unauthenticated("not authenticated"), "the agent's pod has gone".to_owned()).await
+            }
+            false => Ok(()),
+        }
+    }
+
     async fn advance(&mut self) -> Result<(), String> {
         let state = self.state.borrow_and_update().clone();
         let responses = self.session.advance(&state);
-        self.seat.note(&self.session, None);
+        self.seat.note(&self.session, state.generation, None);
         self.send(responses).await
     }
 
@@ -153,6 +170,22 @@ impl SubscriberStream {
     fn record(&self, nack: &Nack) {
         self.subscriber.nacked(&nack.type_url);
         tracing::error!(node = self.node, r#type = nack.type_url, reason = nack.message, "agent refused a response");
+    }
+}
+
+/// Whether the agent is still there, by the pods that are known. One that they do not show yet has just started.
+struct Presence {
+    callers: Arc<caller::Callers>,
+    agent: caller::Caller,
+    was_seen: bool,
+}
+
+impl Presence {
+    fn has_ended(&mut self) -> bool {
+        let is_there = self.callers.is_there(&self.agent);
+        let has_ended = self.was_seen && !is_there;
+        self.was_seen |= is_there;
+        has_ended
     }
 }
 

@@ -7,9 +7,10 @@ use std::{
     process::{Command, Output},
 };
 
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
 use kube::{
     Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -38,12 +39,22 @@ impl ApiServer {
         let client = server.client().await;
         for namespace in ["shop", "other", "istio-system", "mesh-system", "default"] {
             apply(&client, &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})).await;
-            for account in ["default", "web", "api", "mesh-agent"] {
+            for account in ["default", "web", "api", "mesh-agent", "mesh-control"] {
                 let metadata = json!({"namespace": namespace, "name": account});
                 apply(&client, &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})).await;
             }
         }
+        apply_all(&client, include_str!("../roles.yaml")).await;
+        server.write_control(&token_of_control(&client).await);
         server
+    }
+
+    /// Credentials that may do what the control daemon needs, and nothing else.
+    fn write_control(&self, token: &str) {
+        let text = std::fs::read_to_string(self.administrator()).expect("it was started");
+        let mut config: Value = serde_saphyr::from_str(&text).expect("YAML");
+        config["users"][0]["user"] = json!({"token": token});
+        std::fs::write(self.kubeconfig(), config.to_string()).expect("written");
     }
 
     /// Starts what does not run.
@@ -77,8 +88,13 @@ impl ApiServer {
     }
 
     /// The administrator's credentials.
-    pub fn kubeconfig(&self) -> PathBuf {
+    fn administrator(&self) -> PathBuf {
         self.state.0.join("pki/admin.kubeconfig")
+    }
+
+    /// The control daemon's credentials.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.state.0.join("pki/mesh-control.kubeconfig")
     }
 
     /// Its address.
@@ -96,7 +112,7 @@ impl ApiServer {
 
     /// The administrator's client.
     pub async fn client(&self) -> Client {
-        connect(Some(&self.kubeconfig())).await.expect("good credentials")
+        connect(Some(&self.administrator())).await.expect("good credentials")
     }
 
     fn script(&self, name: &str, arguments: &[&str]) {
@@ -120,6 +136,12 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.run("down", &[]);
     }
+}
+
+async fn token_of_control(client: &Client) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "mesh-system");
+    let made = accounts.create_token_request("mesh-control", &PostParams::default(), &TokenRequest::default()).await;
+    made.expect("a token").status.expect("a token").token
 }
 
 fn root() -> &'static Path {

@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
 };
 use kube::{Api, Client, api::PostParams};
-use mesh_api::proto::ca::IstioCertificateRequest;
+use mesh_api::{ADDRESS_TYPE, proto::ca::IstioCertificateRequest};
 use rcgen::PKCS_ECDSA_P256_SHA256;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -22,6 +22,7 @@ use super::api_server::{ApiServer, apply, delete};
 use crate::{
     ca::tests::{ask, asking, csr, csr_of, uri},
     testing::Running,
+    xds::tests::Agent,
 };
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -212,6 +213,14 @@ async fn an_agent_is_who_the_api_server_says_and_gets_what_runs_on_its_node_now(
     let large = asking(Some(WEB), "x".repeat(10 << 20), 0);
     let status = ask(&daemon, &one, large).await.expect_err("ten megabytes");
     assert_ne!(status.code(), Code::PermissionDenied, "it was read: {status:?}");
+
+    // A stream ends with the pod of its agent; one that has a namesake is not the same.
+    let mut stream = Agent::of(&daemon, &two).await;
+    stream.subscribe(ADDRESS_TYPE, &["*"]).await;
+    stream.accept().await;
+    delete(&client, &pod("mesh-system", "agent-2", "mesh-agent", "n2")).await;
+    apply(&client, &pod("mesh-system", "agent-2", "mesh-agent", "n2")).await;
+    assert_eq!(stream.end().await.code(), Code::Unauthenticated);
 
     // Now means now: the moment that the pod has gone, its identity is nobody's.
     delete(&client, &pod("shop", "web", "web", "n1")).await;

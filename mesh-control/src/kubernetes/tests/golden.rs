@@ -58,7 +58,8 @@ async fn undo(client: &kube::Client, object: &Value) {
 async fn an_api_server_comes_to_what_the_table_says() {
     let server = ApiServer::start().await;
     let client = server.client().await;
-    let store = kubernetes::watch(&client, &Metrics::new());
+    let control = kubernetes::connect(Some(&server.kubeconfig())).await.expect("good credentials");
+    let store = kubernetes::watch(&control, &Metrics::new());
     eventually("all kinds are listed", LIMIT, async || match state(&store) {
         text if text.is_empty() => Ok(()),
         text => Err(text),

@@ -4,6 +4,7 @@ mod api_server;
 mod callers;
 mod cut;
 mod golden;
+mod scale;
 mod status;
 mod watches;
 
