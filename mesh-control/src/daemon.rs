@@ -14,15 +14,12 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Server;
 
 use crate::{
-    ca::{authority::Authority, files, server::ServerCertificate, service::CertificateService},
-    compile::Foundation,
+    begin::{self, Started},
+    ca::{server::ServerCertificate, service::CertificateService},
     metrics::Metrics,
     observe::{self, Shown},
-    publish::Publisher,
     settings::Settings,
-    source::{folder::Folder, watch::Changes},
-    state::StateKeeper,
-    xds::{DiscoveryService, listen, token::Tokens},
+    xds::{DiscoveryService, listen},
 };
 
 /// `initial_resource_versions` of 100,000 workloads fit into one request.
@@ -46,36 +43,38 @@ pub struct Daemon {
 
 impl Daemon {
     /// Reads keys, tokens and configuration, publishes the first state and binds the ports. Ends when `stopping`
-    /// becomes true.
+    /// becomes true. Waits for an API server that is not there yet.
     ///
     /// # Errors
     /// The operator's settings or files are at fault; the message names which.
     pub async fn start(settings: &Settings, stopping: watch::Receiver<bool>) -> anyhow::Result<Daemon> {
-        let parts =
-            files::load(&settings.state_dir, settings.ca_dir.as_deref()).context("the certificate authority")?;
-        let authority = Arc::new(Authority::new(parts, settings.certificate_lifetime));
-        let tokens = Arc::new(Tokens::read(&settings.node_tokens).context("--node-tokens")?);
+        let pages = listener("--metrics-address", settings.metrics_address).await?;
         let metrics = Metrics::new();
-        let publisher = Arc::new(Publisher::new());
-        let shown = follow_folder(settings, &authority, publisher.clone(), metrics.clone())?;
-
+        let started = match &settings.source.config_dir {
+            Some(folder) => begin::on_folder(settings, folder, &metrics)?,
+            None => tokio::select! {
+                started = begin::on_kubernetes(settings, &metrics, stopping.clone()) => started?,
+                () = stopped(stopping.clone()) => anyhow::bail!("stopped before the API server had said what there is"),
+            },
+        };
+        let Started { authority, callers, state, config } = started;
+        let shown = Shown { metrics: metrics.clone(), config, roster: Arc::default() };
         let names = settings.server_names();
         let certificate = ServerCertificate::issue(&authority, &names)?;
         tokio::spawn(certificate.clone().renew(authority.clone(), names));
-        let state = publisher.subscribe();
         Ok(Daemon {
             grpc: listener("--listen", settings.listen).await?,
-            pages: listener("--metrics-address", settings.metrics_address).await?,
+            pages,
             debug: listener("--debug-address", settings.debug_address).await?,
             tls: certificate.config()?,
             discovery: DiscoveryService {
                 state: state.clone(),
-                tokens: tokens.clone(),
+                callers: callers.clone(),
                 metrics: metrics.clone(),
                 roster: shown.roster.clone(),
                 stopping: stopping.clone(),
             },
-            certificates: CertificateService { authority, state, tokens, metrics },
+            certificates: CertificateService { authority, state, callers, metrics },
             shown,
             stopping,
         })
@@ -132,26 +131,6 @@ impl Daemon {
             }
         }
     }
-}
-
-/// Publishes what the folder says, now and on every change; answers what is to be shown of it.
-fn follow_folder(
-    settings: &Settings,
-    authority: &Authority,
-    publisher: Arc<Publisher>,
-    metrics: Arc<Metrics>,
-) -> anyhow::Result<Shown> {
-    let foundation =
-        Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() };
-    // Watched before it is read: a change in between is seen twice rather than never.
-    let changes =
-        Changes::of(&settings.config_dir).with_context(|| format!("--config-dir {}", settings.config_dir.display()))?;
-    let folder = Folder::new(&settings.config_dir, &settings.state_dir);
-    let mut keeper = StateKeeper::new(folder, foundation, publisher, metrics.clone());
-    let shown = Shown { metrics, config: keeper.report(), roster: Arc::default() };
-    keeper.refresh().context("--config-dir")?;
-    tokio::spawn(keeper.follow(changes));
-    Ok(shown)
 }
 
 async fn listener(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

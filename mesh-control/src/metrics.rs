@@ -23,6 +23,11 @@ struct TypeLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabel {
     reason: String,
 }
@@ -50,6 +55,9 @@ pub struct Metrics {
     pub state_version: Gauge<u64, AtomicU64>,
     /// What listeners refused.
     pub listeners: Listeners,
+    lists: Family<KindLabel, Counter>,
+    watch_failures: Family<KindLabel, Counter>,
+    writes: Family<KindLabel, Counter>,
     is_ready: AtomicBool,
 }
 
@@ -103,6 +111,9 @@ impl Metrics {
             config_reads: Counter::default(),
             state_version: Gauge::default(),
             listeners: Listeners::default(),
+            lists: Family::default(),
+            watch_failures: Family::default(),
+            writes: Family::default(),
             is_ready: AtomicBool::new(false),
         };
         metrics.register();
@@ -125,6 +136,10 @@ impl Metrics {
         to.register("mesh_config_warnings", "Parts of the configuration without effect", self.config_warnings.clone());
         to.register("mesh_config_reads", "Times the configuration was read", self.config_reads.clone());
         to.register("mesh_state_version", "Generation of the published state", self.state_version.clone());
+        to.register("mesh_kubernetes_lists", "Times that all objects of a kind were listed", self.lists.clone());
+        let failures = self.watch_failures.clone();
+        to.register("mesh_kubernetes_watch_failures", "Lists and watches that failed", failures);
+        to.register("mesh_kubernetes_writes", "Conditions and events written to objects", self.writes.clone());
     }
 
     /// An agent has connected; it counts until the answer is dropped.
@@ -151,6 +166,21 @@ impl Metrics {
             caller,
             format_args!("no token of a node with a request for {asked}"),
         );
+    }
+
+    /// All objects of a kind were listed.
+    pub fn kubernetes_listed(&self, kind: &'static str) {
+        self.lists.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// A kind could not be listed or watched.
+    pub fn kubernetes_failed(&self, kind: &'static str) {
+        self.watch_failures.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// A condition or an event was written to an object.
+    pub fn kubernetes_written(&self, kind: &'static str) {
+        self.writes.get_or_create(&KindLabel { kind }).inc();
     }
 
     /// The first state is published: from now on agents get an answer.

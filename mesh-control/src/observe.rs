@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
+    kubernetes::store::KindReport,
     metrics::Metrics,
     source::folder::FileReport,
     xds::roster::{Attendance, Roster},
@@ -26,8 +27,10 @@ pub struct ConfigReport {
     pub version: u64,
     /// Number of problems in all files.
     pub errors: usize,
-    /// One entry for each file.
+    /// One entry for each file of a folder; of an API server, for each object with which something is wrong.
     pub files: Vec<FileReport>,
+    /// How far each kind of an API server is known; nothing for a folder.
+    pub kinds: Vec<KindReport>,
     /// What is in force and has no effect.
     pub warnings: Vec<String>,
 }

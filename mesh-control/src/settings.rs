@@ -2,21 +2,27 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
-use crate::objects::settings::is_trust_domain;
+use crate::objects::{
+    metadata::{Name, is_label, is_subdomain},
+    settings::is_trust_domain,
+};
 
-/// The mesh's control daemon: reads the desired state from a folder of Kubernetes manifests, tells node agents, and signs
-/// their workloads' certificates.
+/// The mesh's control daemon: reads the desired state from Kubernetes or from a folder of its manifests, tells node agents,
+/// and signs their workloads' certificates.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "mesh-control", version)]
 pub struct Settings {
-    /// Folder of YAML manifests; watched
-    #[arg(long, value_name = "DIR")]
-    pub config_dir: PathBuf,
-    /// Where the CA's key, root-cert.pem and the manifests' last good forms are kept
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: PathBuf,
+    /// Where the desired state is.
+    #[command(flatten)]
+    pub source: SourceSettings,
+    /// Where the CA's key, root-cert.pem and the manifests' last good forms are kept; with --kubernetes nothing is
+    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes", conflicts_with = "kubernetes")]
+    pub state_dir: Option<PathBuf>,
+    /// Options of `--kubernetes`.
+    #[command(flatten)]
+    pub kubernetes: KubernetesSettings,
     /// Use the CA of this folder: ca-cert.pem, ca-key.pem, root-cert.pem and, with intermediates, cert-chain.pem
     #[arg(long, value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
@@ -29,9 +35,10 @@ pub struct Settings {
     /// Address of /debug/config and /debug/agents, which nobody is asked a name for: keep it where only operators come
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15013")]
     pub debug_address: SocketAddr,
-    /// File of lines NODE TOKEN, mode 0600; read again when it changes
-    #[arg(long, value_name = "FILE")]
-    pub node_tokens: PathBuf,
+    /// File of lines NODE TOKEN, mode 0600; read again when it changes. With --kubernetes the API server says whose a
+    /// token is
+    #[arg(long, value_name = "FILE", required_unless_present = "kubernetes", conflicts_with = "kubernetes")]
+    pub node_tokens: Option<PathBuf>,
     /// Another name or address in this server's certificate, beside mesh-control and the address of --listen
     #[arg(long, value_name = "NAME")]
     pub tls_name: Vec<String>,
@@ -47,6 +54,48 @@ pub struct Settings {
     /// How to log
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Where the desired state is: exactly one of the two.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct SourceSettings {
+    /// Folder of YAML manifests; watched
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// The API server of the cluster that this pod runs in, or of --kubeconfig
+    #[arg(long)]
+    pub kubernetes: bool,
+}
+
+/// What is needed to speak with an API server.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubernetesSettings {
+    /// Credentials and address of the API server, for a daemon that is no pod of the cluster
+    #[arg(long, value_name = "FILE", conflicts_with = "config_dir")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the mesh's own objects: the Secret mesh-ca with the root's key, the ConfigMap mesh-ca-root, the Lease
+    /// mesh-control. Without it that of the pod, or of the kubeconfig
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "config_dir", value_parser = namespace)]
+    pub namespace: Option<String>,
+    /// ServiceAccount of the node agents: NAMESPACE/NAME, or NAME in the mesh's own namespace
+    #[arg(long, value_name = "ACCOUNT", default_value = "mesh-agent", value_parser = account)]
+    pub agent_account: String,
+    /// Audience that a node agent's token must have
+    #[arg(long, value_name = "AUDIENCE", default_value = "mesh-control")]
+    pub token_audience: String,
+    /// Name of this replica in the Lease. Without it the host's name, which is the pod's
+    #[arg(long, value_name = "NAME", conflicts_with = "config_dir")]
+    pub replica: Option<String>,
+}
+
+impl KubernetesSettings {
+    /// The node agents' ServiceAccount, where the mesh's own namespace is `home`.
+    pub fn agent(&self, home: &str) -> Name {
+        let (namespace, name) = self.agent_account.split_once('/').unwrap_or((home, &self.agent_account));
+        Name::new(namespace, name)
+    }
 }
 
 /// How log lines look.
@@ -69,6 +118,16 @@ impl Settings {
         names.dedup();
         names
     }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    if is_label(text) { Ok(text.to_owned()) } else { Err("is not the name of a namespace".to_owned()) }
+}
+
+fn account(text: &str) -> Result<String, String> {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    let is_good = is_label(namespace) && is_subdomain(name);
+    if is_good { Ok(text.to_owned()) } else { Err("is not NAME or NAMESPACE/NAME of a ServiceAccount".to_owned()) }
 }
 
 fn trust_domain(text: &str) -> Result<String, String> {
@@ -104,6 +163,30 @@ mod tests {
         for wrong in ["", "24", "h", "1.5h", "-1h", "30s", "999999999999999999d"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_state_comes_from_a_folder_or_from_kubernetes_and_each_has_options_of_its_own() {
+        let parse = |line: &str| Settings::try_parse_from(line.split(' '));
+        assert!(parse("mesh-control --kubernetes").is_ok());
+        assert!(parse("mesh-control --kubernetes --kubeconfig k --namespace mesh-system").is_ok());
+        let wrong = [
+            "mesh-control",
+            "mesh-control --kubernetes --config-dir c",
+            "mesh-control --kubernetes --state-dir s",
+            "mesh-control --kubernetes --node-tokens t",
+            "mesh-control --config-dir c --node-tokens t",
+            "mesh-control --config-dir c --state-dir s",
+            "mesh-control --config-dir c --state-dir s --node-tokens t --kubeconfig k",
+            "mesh-control --kubernetes --agent-account a/b/c",
+        ];
+        for line in wrong {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        let settings = parse("mesh-control --kubernetes --agent-account agents/mine").expect("good");
+        assert_eq!(settings.kubernetes.agent("home"), Name::new("agents", "mine"));
+        let settings = parse("mesh-control --kubernetes").expect("good");
+        assert_eq!(settings.kubernetes.agent("home"), Name::new("home", "mesh-agent"));
     }
 
     #[test]

@@ -1,11 +1,19 @@
-//! Keeps the published state in step with the folder: read, compile, publish, report; and again on every change.
+//! Keeps the published state in step with its source: read, compile, publish, report; and again on every change.
 
-use std::sync::Arc;
+use std::{
+    io::{Error, Result},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     compile::{Foundation, compile},
+    kubernetes::store::{KindReport, Store},
     metrics::Metrics,
     observe::ConfigReport,
     publish::Publisher,
@@ -15,9 +23,22 @@ use crate::{
     },
 };
 
-/// Reads the folder and publishes what it says.
+/// Objects that change together are published together when they come this close.
+const QUIET: Duration = Duration::from_millis(20);
+/// Objects that never come to rest are published this often.
+const RESTLESS: Duration = Duration::from_millis(200);
+
+/// Where the state comes from.
+pub enum Source {
+    /// Manifests.
+    Folder(Folder),
+    /// Objects of an API server.
+    Kubernetes(Arc<Store>),
+}
+
+/// Reads the source and publishes what it says.
 pub struct StateKeeper {
-    folder: Folder,
+    source: Source,
     foundation: Foundation,
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
@@ -25,14 +46,14 @@ pub struct StateKeeper {
 }
 
 impl StateKeeper {
-    /// A keeper of a folder that has not been read yet.
+    /// A keeper of a source that has not been read yet.
     pub fn new(
-        folder: Folder,
+        source: Source,
         foundation: Foundation,
         publisher: Arc<Publisher>,
         metrics: Arc<Metrics>,
     ) -> StateKeeper {
-        StateKeeper { folder, foundation, publisher, metrics, report: watch::Sender::default() }
+        StateKeeper { source, foundation, publisher, metrics, report: watch::Sender::default() }
     }
 
     /// What is known of the configuration, now and later.
@@ -40,12 +61,19 @@ impl StateKeeper {
         self.report.subscribe()
     }
 
-    /// Reads the folder once.
+    /// Reads the source once.
     ///
     /// # Errors
     /// The folder cannot be listed; what was published stays.
-    pub fn refresh(&mut self) -> std::io::Result<()> {
-        let desired = self.folder.read()?;
+    pub fn refresh(&mut self) -> Result<()> {
+        let (desired, kinds) = match &mut self.source {
+            Source::Folder(folder) => {
+                let root = folder.root().to_owned();
+                let named = |error: Error| Error::new(error.kind(), format!("{}: {error}", root.display()));
+                (folder.read().map_err(named)?, Vec::new())
+            }
+            Source::Kubernetes(store) => (store.desired(), store.kinds()),
+        };
         let resources = compile(&desired.objects, &self.foundation);
         let version = self.publisher.publish(&resources);
         self.metrics.config_reads.inc();
@@ -54,31 +82,52 @@ impl StateKeeper {
         self.metrics.config_warnings.set((resources.warnings.len() + ignored).try_into().unwrap_or(i64::MAX));
         self.metrics.state_version.set(version);
         self.metrics.set_ready();
-        self.tell(desired, version, resources.warnings);
-        self.folder.keep();
+        self.tell(desired, version, resources.warnings, kinds);
+        if let Source::Folder(folder) = &mut self.source {
+            folder.keep();
+        }
         Ok(())
     }
 
-    /// Follows the folder for as long as the daemon runs. Reading and compiling happen off the event loop.
-    pub async fn follow(mut self, mut changes: Changes) {
+    /// Follows a folder for as long as the daemon runs.
+    pub async fn follow_folder(mut self, mut changes: Changes) {
         loop {
             changes.next().await;
-            let read = tokio::task::spawn_blocking(move || {
-                let result = self.refresh();
-                (self, result)
-            });
-            let Ok((keeper, result)) = read.await else { return };
+            let Some(keeper) = self.refresh_aside().await else { return };
             self = keeper;
-            if let Err(error) = result {
-                tracing::error!(folder = %self.folder.root().display(), %error, "the folder cannot be read; the last state stays in force");
-            }
         }
     }
 
+    /// Follows the objects of an API server for as long as the daemon runs, from the time that all kinds are known.
+    pub async fn follow_store(mut self, store: Arc<Store>) {
+        let mut changes = store.changes();
+        loop {
+            if store.is_complete() {
+                let Some(keeper) = self.refresh_aside().await else { return };
+                self = keeper;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+            come_to_rest(&mut changes).await;
+        }
+    }
+
+    /// Reads and compiles off the event loop. Nothing when that has panicked: the state can be no more trusted.
+    async fn refresh_aside(mut self) -> Option<StateKeeper> {
+        let read = tokio::task::spawn_blocking(move || {
+            if let Err(error) = self.refresh() {
+                tracing::error!(%error, "the folder of manifests cannot be read; the last state stays in force");
+            }
+            self
+        });
+        read.await.inspect_err(|error| tracing::error!(%error, "the state is not refreshed any more")).ok()
+    }
+
     /// Logs what is new in the report and replaces it.
-    fn tell(&self, desired: Desired, version: u64, warnings: Vec<String>) {
+    fn tell(&self, desired: Desired, version: u64, warnings: Vec<String>, kinds: Vec<KindReport>) {
         let errors = desired.problem_count();
-        let report = ConfigReport { version, errors, files: desired.reports, warnings };
+        let report = ConfigReport { version, errors, files: desired.reports, kinds, warnings };
         let old = self.report.send_replace(Arc::new(report.clone()));
         for file in report.files.iter().filter(|file| !old.files.contains(file)) {
             log(file);
@@ -88,6 +137,16 @@ impl StateKeeper {
         }
         if old.version != version {
             tracing::info!(version, files = report.files.len(), errors, "state published");
+        }
+    }
+}
+
+async fn come_to_rest(changes: &mut watch::Receiver<u64>) {
+    let deadline = Instant::now() + RESTLESS;
+    while Instant::now() < deadline {
+        changes.mark_unchanged();
+        if timeout_at(deadline.min(Instant::now() + QUIET), changes.changed()).await.is_err() {
+            return;
         }
     }
 }

@@ -90,12 +90,33 @@ impl Running {
             "--metrics-address=127.0.0.1:0".to_owned(),
             "--debug-address=127.0.0.1:0".to_owned(),
         ]);
+        let mut running = Running::with(&settings, config, state).await;
+        running.root = fs::read_to_string(running._state.0.join("root-cert.pem")).expect("written at start");
+        running
+    }
+
+    /// Starts one on an API server; `root` is what its certificate is verified by.
+    pub async fn on_kubernetes(kubeconfig: &Path, replica: &str) -> Running {
+        let settings = Settings::parse_from([
+            "mesh-control",
+            "--kubernetes",
+            "--kubeconfig",
+            kubeconfig.to_str().expect("utf-8"),
+            "--namespace=mesh-system",
+            &format!("--replica={replica}"),
+            "--listen=127.0.0.1:0",
+            "--metrics-address=127.0.0.1:0",
+            "--debug-address=127.0.0.1:0",
+        ]);
+        Running::with(&settings, TempFolder::new(), TempFolder::new()).await
+    }
+
+    async fn with(settings: &Settings, config: TempFolder, state: TempFolder) -> Running {
         let (stop, stopping) = watch::channel(false);
-        let daemon = Daemon::start(&settings, stopping).await.expect("started");
+        let daemon = Daemon::start(settings, stopping).await.expect("started");
         let [grpc, http, debug] = daemon.addresses().expect("bound");
-        let root = fs::read_to_string(state.0.join("root-cert.pem")).expect("written at start");
         let served = tokio::spawn(daemon.serve());
-        Running { config, grpc, http, debug, root, stop, served, _state: state }
+        Running { config, grpc, http, debug, root: String::new(), stop, served, _state: state }
     }
 
     /// A connection whose server certificate is verified by name.

@@ -87,9 +87,9 @@ pub enum Command {
     /// Look at all that the mesh needs on this node; exit code 1 when a check failed
     #[command(after_help = glossary(listing::CHECKS))]
     Check,
-    /// State of the agent, its connection to control, and how far it is in sync
-    #[command(after_help = glossary(listing::STATUS))]
-    Status(Watch),
+    /// State of the agent, its connection to control, and how far it is in sync; with --control, of all agents
+    #[command(after_help = status_glossary())]
+    Status(Status),
     /// Print the agent's log filter, or change it until its next start
     Log {
         /// tracing's syntax, as info,mesh_agent::path=debug; without it the filter of now is printed
@@ -99,6 +99,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// The control daemons that are asked instead of the agent.
+    pub fn controls(&self) -> &[String] {
+        if let Self::Status(status) = self { &status.control } else { &[] }
+    }
+
     /// Time between two answers, when the question is to be asked again and again.
     pub fn interval(&self) -> Option<Duration> {
         let watch = match self {
@@ -106,8 +111,8 @@ impl Command {
             | Self::Workloads(watch)
             | Self::Services(watch)
             | Self::Policies(watch)
-            | Self::Certificates(watch)
-            | Self::Status(watch) => watch,
+            | Self::Certificates(watch) => watch,
+            Self::Status(status) => &status.watch,
             Self::Sockets(sockets) => &sockets.watch,
             Self::Enrol(_) | Self::Withdraw { .. } | Self::Explain { .. } | Self::Check | Self::Log { .. } => {
                 return None;
@@ -174,6 +179,21 @@ pub struct Sockets {
     pub pod: Option<String>,
     #[command(flatten)]
     pub watch: Watch,
+}
+
+/// Whose state is shown.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Ask a control daemon instead, at its debug address, for every agent that is connected to it: its version of the
+    /// state, whether it refused some, and how far it lags; exit code 1 unless all are in sync. Once for each replica
+    #[arg(long, value_name = "HOST:PORT")]
+    pub control: Vec<String>,
+    #[command(flatten)]
+    pub watch: Watch,
+}
+
+fn status_glossary() -> String {
+    format!("{}\n\nWith --control:\n{}", glossary(listing::STATUS), glossary(listing::AGENTS))
 }
 
 /// Asking again and again.

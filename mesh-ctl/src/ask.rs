@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     arguments::{Arguments, Command, Destination, Enrol, Format, Sockets},
     connection::Agent,
+    control,
     failure::Failure,
     listing,
     print::{Answer, Nested, Page, Screen, Style, upright},
@@ -24,18 +25,30 @@ use crate::{
 /// No answer, a refusal, or no way to print it.
 pub async fn run(arguments: Arguments) -> Result<Answer, Failure> {
     let Arguments { socket, output, timeout, command } = arguments;
-    let agent = Agent::connect(&socket, Duration::from_secs(timeout)).await?;
+    let timeout = Duration::from_secs(timeout);
     let interval = command.interval();
     let style = Style { format: output, is_watch: interval.is_some() };
     let mut screen = Screen::new();
+    let controls = command.controls();
+    let agent = if controls.is_empty() { Some(Agent::connect(&socket, timeout).await?) } else { None };
     loop {
-        let page = ask(&agent, &command, style).await?;
+        let page = match &agent {
+            Some(agent) => ask(agent, &command, style).await?,
+            None => agents(controls, timeout, style).await?,
+        };
         screen.show(&page, style)?;
         match interval {
             None => return Ok(page.answer),
             Some(interval) => tokio::time::sleep(interval).await,
         }
     }
+}
+
+/// Whether every agent of these control daemons is in sync.
+async fn agents(controls: &[String], timeout: Duration, style: Style) -> Result<Page, Failure> {
+    let rows = control::agents(controls, timeout).await?;
+    let answer = if rows.iter().all(control::Agent::is_in_sync) { Answer::Yes } else { Answer::No };
+    Ok(Page { text: style.listing("agents", listing::AGENTS, &rows), answer })
 }
 
 async fn ask(agent: &Agent, command: &Command, style: Style) -> Result<Page, Failure> {

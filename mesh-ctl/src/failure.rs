@@ -44,6 +44,12 @@ pub enum Failure {
          next: look at its log and at the load of the node, or wait longer with --timeout", after.as_secs()
     )]
     TooSlow { after: Duration },
+    /// A control daemon did not say which agents it knows.
+    #[error(
+        "control at {address} did not answer: {reason}\n  \
+         next: name its --debug-address (port 15013), in Kubernetes by kubectl port-forward, once for each replica"
+    )]
+    Control { address: String, reason: String },
     /// The agent answered with an error.
     #[error("{}", describe(.0))]
     Status(#[source] Box<Status>),

@@ -4,6 +4,7 @@
 mod arguments;
 mod ask;
 mod connection;
+mod control;
 mod failure;
 mod listing;
 mod print;

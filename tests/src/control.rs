@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Output,
 };
 
 use crate::{
@@ -125,6 +126,12 @@ impl Control {
     pub fn report(&self) -> Result<serde_json::Value, String> {
         let answer = web::ask(&self.place.namespace, DEBUG, "/debug/config")?;
         serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
+    }
+
+    /// Runs `meshctl` beside the daemon, against its debug address.
+    pub fn meshctl(&self, words: &[&str]) -> Output {
+        let (program, address) = (binary("meshctl").display().to_string(), DEBUG.to_string());
+        self.place.run(&[&[program.as_str()], words, &["--control", &address]].concat())
     }
 
     /// Its process number.

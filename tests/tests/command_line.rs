@@ -214,6 +214,16 @@ fn status_says_whether_the_agent_is_in_sync() {
     let table = printed(&node.meshctl(&["status"]));
     assert!(["node-a", "ready", "connected"].iter().all(|word| table.contains(word)), "{table}");
 
+    eventually("both agents hold what control publishes", LIMIT, || {
+        // The exit code says whether all are; here the reason is wanted.
+        let output = mesh.control().meshctl(&["status", "-o", "json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).map_err(|error| format!("{error}: {output:?}"))?;
+        let agents = answer["agents"].as_array().expect("a list");
+        let nodes: Vec<_> = agents.iter().filter_map(|agent| agent["node"].as_str()).collect();
+        let is_in_sync = |agent: &Value| agent["in_sync"] == true && agent["lag_ms"] == 0;
+        if nodes == ["node-a", "node-b"] && agents.iter().all(is_in_sync) { Ok(()) } else { Err(answer.to_string()) }
+    });
+
     mesh.control().kill();
     eventually("status says that control is away", LIMIT, || {
         let status = node.meshctl_json(&["status"]);

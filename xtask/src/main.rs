@@ -3,6 +3,7 @@
 
 mod bench;
 mod binaries;
+mod cluster;
 mod demo;
 mod ebpf;
 mod fuzz;
@@ -42,6 +43,14 @@ enum Verb {
     Test {
         /// Part of a test's name.
         filter: Option<String>,
+        /// Only the tests that need Kubernetes, on API servers of their own; needs Go.
+        #[arg(long)]
+        cluster: bool,
+    },
+    /// A real Kubernetes on this machine; needs Go.
+    Cluster {
+        #[command(subcommand)]
+        verb: cluster::Verb,
     },
     /// Direct, this mesh and Envoy in one interleaved run; arguments go to the benchmark (`-- --help`).
     Bench {
@@ -83,7 +92,9 @@ fn main() -> Result<()> {
         Verb::BuildEbpf => ebpf::build(),
         Verb::Build => binaries::build(),
         Verb::Demo { check } => demo::run(check),
-        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Test { filter, cluster: true } => test::on_kubernetes(filter.as_deref()),
+        Verb::Test { filter, cluster: false } => test::run(filter.as_deref()),
+        Verb::Cluster { verb } => cluster::run(&verb),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Soak { arguments } => demo::soak(&arguments),

@@ -29,8 +29,21 @@ const STORIES: &[&str] = &[
     "curl",
     "openssl",
 ];
-/// Those of [`STORIES`] that bring a service which must stay off.
-const SERVICES: &[&str] = &["nginx", "redis-server", "ssh"];
+/// What the nodes of `cargo xtask cluster` run beside the programs that are built for them.
+const CLUSTER: &[&str] = &[
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "busybox-static",
+    "nftables",
+    "iptables",
+    "conntrack",
+    "socat",
+    "ethtool",
+    "openssl",
+];
+/// Those of [`STORIES`] and [`CLUSTER`] that bring a service which must stay off.
+const SERVICES: &[&str] = &["nginx", "redis-server", "ssh", "containerd"];
 const LINKER_VERSION: &str = "0.13.0";
 const FUZZ_VERSION: &str = "0.13.2";
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -64,6 +77,14 @@ pub fn ebpf() -> Result<()> {
         }
     }
     linker()
+}
+
+/// What a cluster's nodes need.
+///
+/// # Errors
+/// As [`everything`].
+pub fn cluster() -> Result<()> {
+    packages("the cluster's nodes", CLUSTER)
 }
 
 /// Python with pip, from which the benchmark gets its Envoy.

@@ -1,4 +1,4 @@
-//! `cargo xtask test [FILTER]`: all tests, with one summary.
+//! `cargo xtask test [FILTER]`: all tests but those that need Kubernetes, which `--cluster` runs; with one summary.
 
 use std::{
     io::{BufRead, BufReader},
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{binaries, setup, shell, workspace};
+use crate::{binaries, cluster, setup, shell, workspace};
 
 /// Runs the unit and property tests of all crates, then the stories, and sums up.
 ///
@@ -22,7 +22,26 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
-    let summary = Summary::of(&mut command)?;
+    judge(&mut command, filter)
+}
+
+/// Runs the tests that need Kubernetes: each starts an API server of its own and ends it.
+///
+/// # Errors
+/// As [`run`]; also when the cluster's programs cannot be built.
+pub fn on_kubernetes(filter: Option<&str>) -> Result<()> {
+    shell::require_root("test --cluster")?;
+    cluster::build(&["api"])?;
+    let mut command = workspace::cargo();
+    // They are marked as ignored, so that everybody else's run needs neither Go nor Kubernetes.
+    command.args(["test", "--package", "mesh-control", "--lib", "--locked", "--no-fail-fast", "--", "--ignored"]);
+    command.args(["--skip", "fuzzing", "--skip", "scale", "--test-threads=2"]).args(filter);
+    judge(&mut command, filter)
+}
+
+/// Runs tests and sums up.
+fn judge(command: &mut Command, filter: Option<&str>) -> Result<()> {
+    let summary = Summary::of(command)?;
     eprintln!("\n{} passed, {} failed, {} ignored", summary.passed, summary.failures.len(), summary.ignored);
     for failure in &summary.failures {
         eprintln!("  failed: {failure}");

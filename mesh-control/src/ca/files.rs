@@ -74,7 +74,7 @@ pub enum FilesError {
 pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
     fs::create_dir_all(state).map_err(|source| FilesError::File { path: state.to_owned(), source })?;
     let parts = match plugged {
-        Some(directory) => read(directory, CERTIFICATE_FILE)?,
+        Some(directory) => self::plugged(directory)?,
         None => {
             generate_unless_there(state)?;
             check_mode(&state.join(KEY_FILE))?;
@@ -85,6 +85,34 @@ pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
     Ok(parts)
 }
 
+/// Loads the authority that an operator has put into a directory.
+///
+/// # Errors
+/// The files are at fault.
+pub fn plugged(directory: &Path) -> Result<Parts, FilesError> {
+    read(directory, CERTIFICATE_FILE)
+}
+
+/// A root that signs itself, from its key and certificate in PEM; `place` is what to name when they are wrong.
+///
+/// # Errors
+/// They are no CA, or do not belong together.
+pub fn root(place: &Path, key: &str, certificate: &str) -> Result<Parts, FilesError> {
+    let text = |name: &str, text: &str| Text { place: place.join(name), text: text.to_owned() };
+    let root = text(ROOT_FILE, certificate);
+    parts(&text(KEY_FILE, key), &root, &root, None)
+}
+
+/// A new root: key and certificate, PEM.
+///
+/// # Errors
+/// The cryptography library refused.
+pub fn generate() -> Result<(String, String), FilesError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(FilesError::Library)?;
+    let root = root_params(ROOT_LIFETIME).self_signed(&key).map_err(FilesError::Library)?;
+    Ok((key.serialize_pem(), root.pem()))
+}
+
 fn generate_unless_there(state: &Path) -> Result<(), FilesError> {
     let (key_path, root_path) = (state.join(KEY_FILE), state.join(ROOT_FILE));
     match (key_path.exists(), root_path.exists()) {
@@ -93,10 +121,9 @@ fn generate_unless_there(state: &Path) -> Result<(), FilesError> {
         (false, true) => return Err(FilesError::Half { present: root_path, missing: key_path }),
         (false, false) => {}
     }
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(FilesError::Library)?;
-    let root = root_params(ROOT_LIFETIME).self_signed(&key).map_err(FilesError::Library)?;
-    write(&key_path, &key.serialize_pem(), 0o600)?;
-    write(&root_path, &root.pem(), 0o644)
+    let (key, root) = generate()?;
+    write(&key_path, &key, 0o600)?;
+    write(&root_path, &root, 0o644)
 }
 
 fn check_mode(path: &Path) -> Result<(), FilesError> {
@@ -112,18 +139,39 @@ struct Certificate {
     der: Vec<u8>,
 }
 
+/// A text and the place to name when something is wrong with it.
+struct Text {
+    place: PathBuf,
+    text: String,
+}
+
+impl Text {
+    fn read(place: PathBuf) -> Result<Text, FilesError> {
+        match fs::read_to_string(&place) {
+            Ok(text) => Ok(Text { place, text }),
+            Err(source) => Err(FilesError::File { path: place, source }),
+        }
+    }
+}
+
 fn read(directory: &Path, certificate_file: &str) -> Result<Parts, FilesError> {
-    let (key_path, certificate_path) = (directory.join(KEY_FILE), directory.join(certificate_file));
-    let key = KeyPair::from_pem(&text(&key_path)?).map_err(|_| content(&key_path, "is not a private key in PEM"))?;
-    let certificates = certificates(&certificate_path)?;
+    let text = |name: &str| Text::read(directory.join(name));
+    let chain = if directory.join(CHAIN_FILE).exists() { Some(text(CHAIN_FILE)?) } else { None };
+    parts(&text(KEY_FILE)?, &text(certificate_file)?, &text(ROOT_FILE)?, chain.as_ref())
+}
+
+fn parts(key: &Text, certificate: &Text, roots: &Text, chain: Option<&Text>) -> Result<Parts, FilesError> {
+    let certificate_path = &certificate.place;
+    let key = KeyPair::from_pem(&key.text).map_err(|_| content(&key.place, "is not a private key in PEM"))?;
+    let certificates = certificates(certificate)?;
     let [certificate] = certificates.as_slice() else {
-        return Err(content(&certificate_path, "has to hold one certificate"));
+        return Err(content(certificate_path, "has to hold one certificate"));
     };
-    let not_after = check_issuer(certificate, &key, &certificate_path)?;
-    let roots = self::certificates(&directory.join(ROOT_FILE))?;
+    let not_after = check_issuer(certificate, &key, certificate_path)?;
+    let chain_path = chain.map_or_else(|| certificate_path.with_file_name(CHAIN_FILE), |chain| chain.place.clone());
+    let roots = self::certificates(roots)?;
     let is_root = |certificate: &Certificate| roots.iter().any(|root| root.der == certificate.der);
-    let chain_path = directory.join(CHAIN_FILE);
-    let mut intermediates = if chain_path.exists() { self::certificates(&chain_path)? } else { Vec::new() };
+    let mut intermediates = chain.map(self::certificates).transpose()?.unwrap_or_default();
     // The chain may or may not begin with the issuer and end with the root: both are sent exactly once.
     intermediates.retain(|link| !is_root(link) && link.der != certificate.der);
     if !is_root(certificate) {
@@ -131,7 +179,7 @@ fn read(directory: &Path, certificate_file: &str) -> Result<Parts, FilesError> {
     }
     check_chain(&intermediates, &roots, &chain_path)?;
     let issuer = Issuer::from_ca_cert_pem(&certificate.pem, key)
-        .map_err(|_| content(&certificate_path, "is not a CA certificate"))?;
+        .map_err(|_| content(certificate_path, "is not a CA certificate"))?;
     let texts = |list: Vec<Certificate>| list.into_iter().map(|certificate| certificate.pem).collect();
     Ok(Parts { issuer, intermediates: texts(intermediates), roots: texts(roots), not_after })
 }
@@ -181,14 +229,10 @@ fn content(path: &Path, reason: &'static str) -> FilesError {
     FilesError::Content { path: path.to_owned(), reason }
 }
 
-fn text(path: &Path) -> Result<String, FilesError> {
-    fs::read_to_string(path).map_err(|source| FilesError::File { path: path.to_owned(), source })
-}
-
 /// The certificates of a file, without what stands between them.
-fn certificates(path: &Path) -> Result<Vec<Certificate>, FilesError> {
+fn certificates(file: &Text) -> Result<Vec<Certificate>, FilesError> {
     const END: &str = "-----END CERTIFICATE-----";
-    let text = text(path)?;
+    let (path, text) = (&file.place, &file.text);
     let mut found = Vec::new();
     for part in text.split_inclusive(END) {
         let Some(start) = part.find("-----BEGIN ") else { continue };

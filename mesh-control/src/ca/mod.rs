@@ -8,4 +8,4 @@ pub mod request;
 pub mod server;
 pub mod service;
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -14,7 +14,11 @@ use super::{
     identity::Identity,
     request::{self, RequestError},
 };
-use crate::{metrics::Metrics, publish::Snapshot, xds::token::Tokens};
+use crate::{
+    metrics::Metrics,
+    publish::Snapshot,
+    xds::caller::{Caller, CallerError, Callers},
+};
 
 /// The service.
 pub struct CertificateService {
@@ -23,7 +27,7 @@ pub struct CertificateService {
     /// What runs where.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Who asks.
-    pub tokens: Arc<Tokens>,
+    pub callers: Arc<Callers>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -31,8 +35,8 @@ pub struct CertificateService {
 /// Why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("no token of a node agent came with the request")]
-    Token,
+    #[error(transparent)]
+    Caller(#[from] CallerError),
     #[error("metadata.ImpersonatedIdentity is missing or no workload identity: {0:?}")]
     Identity(String),
     #[error("identities of the trust domain {0} are not signed here")]
@@ -49,7 +53,7 @@ impl Refusal {
     /// The metric's label.
     fn reason(&self) -> &'static str {
         match self {
-            Refusal::Token => "token",
+            Refusal::Caller(error) => error.reason(),
             Refusal::Identity(_) => "identity",
             Refusal::TrustDomain(_) => "trust_domain",
             Refusal::NotHere(_) => "not_on_node",
@@ -61,7 +65,7 @@ impl Refusal {
     /// What the caller learns.
     fn status(&self) -> Status {
         match self {
-            Refusal::Token => Status::unauthenticated("not authenticated"),
+            Refusal::Caller(error) => error.status(),
             Refusal::Sign(_) => Status::unavailable("no certificate can be issued now"),
             _ => Status::permission_denied("not permitted"),
         }
@@ -75,9 +79,14 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let caller = request.remote_addr();
-        let node = self.tokens.node_of(request.metadata());
+        let agent = self.callers.caller(request.metadata()).await;
+        let node = agent.as_ref().ok().map(|agent| agent.node.clone());
         let identity = impersonated(request.get_ref()).to_owned();
-        match self.issue(node.as_deref(), request.get_ref()) {
+        let issued = match agent {
+            Ok(agent) => self.issue(&agent, request.get_ref()).await,
+            Err(error) => Err(error.into()),
+        };
+        match issued {
             Ok(cert_chain) => {
                 self.metrics.certificates_issued.inc();
                 tracing::info!(node, identity, "certificate issued");
@@ -86,7 +95,7 @@ impl IstioCertificateService for CertificateService {
             Err(refusal) => {
                 self.metrics.refused(refusal.reason());
                 match refusal {
-                    Refusal::Token => self.metrics.no_token(caller, "a certificate"),
+                    Refusal::Caller(CallerError::Token) => self.metrics.no_token(caller, "a certificate"),
                     _ => tracing::warn!(node, identity, ?caller, reason = %refusal, "certificate refused"),
                 }
                 Err(refusal.status())
@@ -96,18 +105,18 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
-    fn issue(&self, node: Option<&str>, request: &IstioCertificateRequest) -> Result<Vec<String>, Refusal> {
-        let node = node.ok_or(Refusal::Token)?;
+    async fn issue(&self, agent: &Caller, request: &IstioCertificateRequest) -> Result<Vec<String>, Refusal> {
         let text = impersonated(request);
         let identity = Identity::parse(text).ok_or_else(|| Refusal::Identity(text.chars().take(256).collect()))?;
         let state = self.state.borrow().clone();
         if identity.trust_domain != state.trust_domain {
             return Err(Refusal::TrustDomain(identity.trust_domain));
         }
-        if !state.runs(node, &identity.account) {
+        let key = request::public_key(&request.csr, &identity)?;
+        // Asked last: an API server is asked only for what could be signed.
+        if !self.callers.runs(agent, &identity.account, &state).await? {
             return Err(Refusal::NotHere(identity));
         }
-        let key = request::public_key(&request.csr, &identity)?;
         let asked = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
         Ok(self.authority.sign_workload(&identity, &key, self.authority.lifetime(asked))?)
     }

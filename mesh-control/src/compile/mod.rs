@@ -42,8 +42,10 @@ pub struct Resources {
     pub authorizations: BTreeMap<String, Authorization>,
     /// What holds for the whole mesh.
     pub mesh: MeshConfig,
-    /// ServiceAccounts of the workloads of each node: what its agent may ask certificates for.
+    /// ServiceAccounts of the pods of each node: what its agent may ask certificates for.
     pub accounts: BTreeMap<String, BTreeSet<Name>>,
+    /// Those of the WorkloadEntries that name a node, for its agent too.
+    pub entry_accounts: BTreeMap<String, BTreeSet<Name>>,
     /// What is in the objects and has no effect, for their author.
     pub warnings: Vec<String>,
 }
@@ -69,6 +71,7 @@ pub fn compile(objects: &Objects, foundation: &Foundation) -> Resources {
     resources.authorizations.extend(peers.authorizations());
     let mut candidates = workloads::candidates(&mesh, &peers);
     resources.accounts = workloads::accounts(&mesh);
+    resources.entry_accounts = workloads::entry_accounts(&mesh);
     services::attach(&mesh, &mut candidates, &mut resources);
     resources.warnings.extend(wishes::unheard(objects));
     resources.workloads = candidates.into_workloads();

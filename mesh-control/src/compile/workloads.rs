@@ -112,13 +112,19 @@ pub fn candidates(mesh: &Mesh<'_>, peers: &Peers<'_>) -> Candidates {
     candidates
 }
 
-/// ServiceAccounts whose workloads run on each node.
+/// ServiceAccounts whose pods run on each node.
 pub fn accounts(mesh: &Mesh<'_>) -> BTreeMap<String, BTreeSet<Name>> {
     let mut accounts: BTreeMap<String, BTreeSet<Name>> = BTreeMap::new();
     for pod in mesh.objects.pods.values().filter(|pod| !pod.is_finished && !pod.node.is_empty()) {
         let account = Name::new(&pod.metadata.namespace, &pod.service_account);
         accounts.entry(pod.node.clone()).or_default().insert(account);
     }
+    accounts
+}
+
+/// ServiceAccounts of the WorkloadEntries that name a node.
+pub fn entry_accounts(mesh: &Mesh<'_>) -> BTreeMap<String, BTreeSet<Name>> {
+    let mut accounts: BTreeMap<String, BTreeSet<Name>> = BTreeMap::new();
     for entry in mesh.objects.workload_entries.values().filter(|entry| !entry.workload.service_account.is_empty()) {
         if let Some(node) = entry.metadata.annotations.get(NODE) {
             let account = Name::new(&entry.metadata.namespace, &entry.workload.service_account);

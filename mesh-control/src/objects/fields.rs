@@ -10,19 +10,44 @@ use crate::source::{
 
 /// Where the problems of one document are collected.
 #[derive(Debug, Default)]
-pub struct Problems(RefCell<Vec<Problem>>);
+pub struct Problems {
+    refused: RefCell<Vec<Problem>>,
+    unknown: RefCell<Vec<Problem>>,
+    is_checked: bool,
+}
 
 impl Problems {
-    /// Records one.
-    pub fn push(&self, at: Position, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.borrow_mut().push(Problem { at, field: field.into(), reason: reason.into() });
+    /// Of an object that an API server has checked against its own schema: a field that is unknown here is not its
+    /// author's mistake but of a newer Kubernetes. It is told and does not refuse the object.
+    pub fn of_checked_object() -> Problems {
+        Problems { is_checked: true, ..Problems::default() }
     }
 
-    /// All of them, in the order of the file.
+    /// Records one.
+    pub fn push(&self, at: Position, field: impl Into<String>, reason: impl Into<String>) {
+        self.refused.borrow_mut().push(Problem { at, field: field.into(), reason: reason.into() });
+    }
+
+    fn push_unknown(&self, at: Position, field: String) {
+        match self.is_checked {
+            false => self.push(at, field, "unknown field"),
+            true => {
+                let reason = "is not known to this version of the mesh and has no effect".to_owned();
+                self.unknown.borrow_mut().push(Problem { at, field, reason });
+            }
+        }
+    }
+
+    /// All that refuse the document, in the order of the file.
     pub fn into_sorted(self) -> Vec<Problem> {
-        let mut problems = self.0.into_inner();
-        problems.sort_by_key(|problem| problem.at);
-        problems
+        self.into_parts().0
+    }
+
+    /// Those that refuse the document, and the unknown fields of an object that was checked before.
+    pub fn into_parts(self) -> (Vec<Problem>, Vec<Problem>) {
+        let mut refused = self.refused.into_inner();
+        refused.sort_by_key(|problem| problem.at);
+        (refused, self.unknown.into_inner())
     }
 }
 
@@ -251,7 +276,7 @@ impl<'a> Fields<'a> {
     pub fn finish(self) {
         for (name, at, _, is_read) in &self.entries {
             if !is_read {
-                self.problems.push(*at, self.path_of(name), "unknown field");
+                self.problems.push_unknown(*at, self.path_of(name));
             }
         }
     }

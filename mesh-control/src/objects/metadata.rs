@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::fields::{Fields, Spot};
-use crate::source::problem::Position;
+use crate::source::{
+    document::{Node, Value},
+    problem::Position,
+};
 
 /// Name of a namespaced object; `namespace` is empty for objects of the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +37,8 @@ pub struct Metadata {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// `uid`, which no other object has had; empty when it is not written.
+    pub uid: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
@@ -61,8 +66,7 @@ impl Metadata {
 }
 
 /// Fields of Kubernetes' ObjectMeta that say nothing to the mesh.
-const NOT_OURS: [&str; 8] = [
-    "uid",
+const NOT_OURS: [&str; 7] = [
     "selfLink",
     "resourceVersion",
     "generation",
@@ -97,6 +101,7 @@ pub fn read(object: &mut Fields<'_>, namespaced: bool) -> Option<Metadata> {
     let metadata = Metadata {
         namespace,
         name: name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
+        uid: fields.take("uid").map(uid).unwrap_or_default(),
         labels: fields.labels("labels"),
         annotations: fields.labels("annotations"),
         created: fields.text("creationTimestamp").map(|spot| spot.value),
@@ -107,6 +112,14 @@ pub fn read(object: &mut Fields<'_>, namespaced: bool) -> Option<Metadata> {
     fields.accept(&NOT_OURS);
     fields.finish();
     name.is_some().then_some(metadata)
+}
+
+/// Only an API server's own word counts for anything, and that is a text.
+fn uid(spot: Spot<&Node>) -> String {
+    match &spot.value.value {
+        Value::Text(text) => text.clone(),
+        _ => String::new(),
+    }
 }
 
 fn owner(fields: &mut Fields<'_>) -> Option<(String, String)> {

@@ -154,17 +154,59 @@ pub const POLICIES: [&str; 2] = ["AuthorizationPolicy", "PeerAuthentication"];
 /// Linkerd has an AuthorizationPolicy too.
 const FOREIGN_POLICIES: &str = "policy.linkerd.io";
 
+/// Groups whose kinds an API server checks against a schema of its own version.
+const CHECKED_GROUPS: [&str; 3] = ["", "discovery.k8s.io", "networking.k8s.io"];
+
+/// Reads an object of an API server, and names the fields of it that only a newer Kubernetes knows.
+///
+/// # Errors
+/// Why it is refused.
+pub fn parse_served(node: &document::Node) -> Result<(Object, Vec<Problem>), Vec<Problem>> {
+    let api = node.child("apiVersion").map(|node| &node.value);
+    let group = if let Some(document::Value::Text(api)) = api { group_and_version(api).0 } else { "" };
+    let is_checked = CHECKED_GROUPS.contains(&group);
+    let problems = if is_checked { Problems::of_checked_object() } else { Problems::default() };
+    match parse_with(node, "", &problems) {
+        Parsed::Object(object) => match problems.into_parts() {
+            (refused, unknown) if refused.is_empty() => Ok((object, unknown)),
+            (refused, _) => Err(refused),
+        },
+        Parsed::Refused(mut refused) => {
+            refused.extend(problems.into_sorted());
+            Err(refused)
+        }
+        Parsed::Ignored(problem) => Err(vec![problem]),
+        Parsed::Items(_) => Err(Vec::new()),
+    }
+}
+
 /// Reads the object of one document, or of one item at `path` in it.
 pub fn parse<'a>(node: &'a document::Node, path: &str) -> Parsed<'a> {
     let problems = Problems::default();
-    let mut object = Fields::of(node, path, &problems);
+    match (parse_with(node, path, &problems), problems.into_sorted()) {
+        (Parsed::Refused(mut refused), problems) => {
+            refused.extend(problems);
+            Parsed::Refused(refused)
+        }
+        (parsed, problems) if problems.is_empty() => parsed,
+        (_, problems) => Parsed::Refused(problems),
+    }
+}
+
+fn group_and_version(api: &str) -> (&str, &str) {
+    api.rsplit_once('/').unwrap_or(("", api))
+}
+
+/// Reads one object; what is wrong with its fields is left in `problems`.
+fn parse_with<'a>(node: &'a document::Node, path: &str, problems: &Problems) -> Parsed<'a> {
+    let mut object = Fields::of(node, path, problems);
     let api = object.required_text("apiVersion");
     let kind = object.required_text("kind");
-    let (Some(api), Some(kind)) = (api, kind) else { return Parsed::Refused(problems.into_sorted()) };
+    let (Some(api), Some(kind)) = (api, kind) else { return Parsed::Refused(Vec::new()) };
     if (api.value.as_str(), kind.value.as_str()) == ("v1", "List") && path.is_empty() {
         return parse_list(node);
     }
-    let (group, version) = api.value.rsplit_once('/').unwrap_or(("", &api.value));
+    let (group, version) = group_and_version(&api.value);
     let Some((_, versions, name)) = KINDS.iter().find(|known| known.0 == group && known.2 == kind.value) else {
         let reason = |text: &str| format!("{} of {} {text}", kind.value, api.value);
         let problem = |text: &str| Problem { at: kind.at, field: kind.path.clone(), reason: reason(text) };
@@ -176,17 +218,16 @@ pub fn parse<'a>(node: &'a document::Node, path: &str) -> Parsed<'a> {
         };
     };
     if !versions.contains(&version) {
-        api.refuse(&problems, format!("version {version:?} of {name} is not read; write {}", versions[0]));
-        return Parsed::Refused(problems.into_sorted());
+        api.refuse(problems, format!("version {version:?} of {name} is not read; write {}", versions[0]));
+        return Parsed::Refused(Vec::new());
     }
-    let parsed = read(name, &mut object);
-    if parsed.is_some() {
+    match read(name, &mut object) {
+        Some(parsed) => {
+            object.finish();
+            Parsed::Object(parsed)
+        }
         // A reader that gave up has left fields unread that are not unknown.
-        object.finish();
-    }
-    match (parsed, problems.into_sorted()) {
-        (Some(object), problems) if problems.is_empty() => Parsed::Object(object),
-        (_, problems) => Parsed::Refused(problems),
+        None => Parsed::Refused(Vec::new()),
     }
 }
 

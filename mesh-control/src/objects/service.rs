@@ -197,7 +197,7 @@ fn cluster_addresses(spec: &mut Fields<'_>) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Seconds, 0 without affinity, and whether they are written rather than Kubernetes' default.
+/// Seconds, 0 without affinity, and whether they are others than Kubernetes' default, which an API server writes in.
 fn affinity(spec: &mut Fields<'_>) -> (u32, bool) {
     let has_affinity = spec.choice("sessionAffinity", &[("None", false), ("ClientIP", true)]).unwrap_or(false);
     let mut written = None;
@@ -208,7 +208,8 @@ fn affinity(spec: &mut Fields<'_>) -> (u32, bool) {
         }
         config.finish();
     }
-    if has_affinity { (written.unwrap_or(AFFINITY_SECONDS), written.is_some()) } else { (0, false) }
+    let seconds = written.unwrap_or(AFFINITY_SECONDS);
+    if has_affinity { (seconds, seconds != AFFINITY_SECONDS) } else { (0, false) }
 }
 
 fn read_ports(spec: &mut Fields<'_>) -> Vec<ServicePort> {

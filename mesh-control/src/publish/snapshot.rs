@@ -96,6 +96,7 @@ pub struct Snapshot {
     by_node: HashMap<String, Vec<Arc<str>>>,
     by_service: HashMap<String, Vec<Arc<str>>>,
     accounts: BTreeMap<String, BTreeSet<Name>>,
+    entry_accounts: BTreeMap<String, BTreeSet<Name>>,
     /// Trust domain of the certificates that are issued.
     pub trust_domain: String,
     changes: VecDeque<Arc<Change>>,
@@ -114,6 +115,7 @@ impl Snapshot {
         let mut next = Snapshot {
             generation: self.generation + 1,
             accounts: resources.accounts.clone(),
+            entry_accounts: resources.entry_accounts.clone(),
             trust_domain: resources.mesh.trust_domain.clone(),
             ..Snapshot::default()
         };
@@ -132,7 +134,8 @@ impl Snapshot {
             next.index_workload(&name, workload);
         }
         let names = Kind::ALL.map(|kind| self.changed(&next, kind));
-        let is_same = names.iter().all(Vec::is_empty) && self.accounts == next.accounts && self.generation > 0;
+        let has_same_accounts = self.accounts == next.accounts && self.entry_accounts == next.entry_accounts;
+        let is_same = names.iter().all(Vec::is_empty) && has_same_accounts && self.generation > 0;
         if is_same {
             return None;
         }
@@ -225,7 +228,12 @@ impl Snapshot {
 
     /// True when a workload of the ServiceAccount runs on the node.
     pub fn runs(&self, node: &str, account: &Name) -> bool {
-        self.accounts.get(node).is_some_and(|accounts| accounts.contains(account))
+        self.accounts.get(node).is_some_and(|accounts| accounts.contains(account)) || self.has_entry(node, account)
+    }
+
+    /// True when a WorkloadEntry of the ServiceAccount names the node.
+    pub fn has_entry(&self, node: &str, account: &Name) -> bool {
+        self.entry_accounts.get(node).is_some_and(|accounts| accounts.contains(account))
     }
 }
 

@@ -1,11 +1,13 @@
-//! Where the desired state comes from: a folder of manifests, watched. Answers with typed objects and with what is
-//! wrong, by file, line and field. Never decides what the objects mean; that is `compile`'s part.
+//! Where the desired state comes from: a folder of manifests, watched, or (in `kubernetes`) an API server. Answers with
+//! typed objects and with what is wrong, by file or object, line and field. Never decides what the objects mean; that
+//! is `compile`'s part.
 
 pub mod document;
 pub mod folder;
+pub mod json;
 mod kept;
 pub mod problem;
-mod refused;
+pub mod refused;
 #[cfg(test)]
 mod tests;
 pub mod watch;

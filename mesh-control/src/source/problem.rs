@@ -34,7 +34,10 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}: ", self.at.line, self.at.column)?;
+        // Objects of an API server have no lines.
+        if self.at != Position::default() {
+            write!(formatter, "{}:{}: ", self.at.line, self.at.column)?;
+        }
         if !self.field.is_empty() {
             write!(formatter, "{}: ", self.field)?;
         }

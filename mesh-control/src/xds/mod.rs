@@ -19,24 +19,24 @@ use crate::{
     },
 };
 
+pub mod caller;
 pub mod listen;
 pub mod roster;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 pub mod token;
 
 /// Responses that wait for one subscriber. When it reads no further, nothing more is made for it.
 const WAITING: usize = 4;
-
-/// How often a stream's token is looked at again: one that was withdrawn ends its streams that soon.
-const TOKEN_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two looks at whether the agent of a stream is still there, and its token still good.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The service.
 pub struct DiscoveryService {
     /// What is told.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Who asks.
-    pub tokens: Arc<token::Tokens>,
+    pub callers: Arc<caller::Callers>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who is connected.
@@ -56,22 +56,27 @@ impl AggregatedDiscoveryService for DiscoveryService {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = request.remote_addr();
-        let Some(shown) = self.tokens.shown(request.metadata()) else {
-            self.metrics.no_token(caller, "a stream of configuration");
-            self.metrics.stream_refused("token");
-            return Err(Status::unauthenticated("not authenticated"));
+        let agent = match self.callers.caller(request.metadata()).await {
+            Ok(agent) => agent,
+            Err(error) => {
+                self.metrics.stream_refused(error.reason());
+                match error {
+                    caller::CallerError::Token => self.metrics.no_token(caller, "a stream of configuration"),
+                    _ => tracing::warn!(?caller, reason = %error, "stream refused"),
+                }
+                return Err(error.status());
+            }
         };
-        let node = shown.node.clone();
         let (responses, receiver) = mpsc::channel(WAITING);
+        let node = agent.node.clone();
         let stream = SubscriberStream {
+            presence: Presence::of(agent, self.callers.clone()),
             session: Session::new(node.as_str()),
             state: self.state.clone(),
             stopping: self.stopping.clone(),
             subscriber: self.metrics.subscriber(),
             seat: self.roster.seat(&node, caller),
             metrics: self.metrics.clone(),
-            tokens: self.tokens.clone(),
-            shown,
             node,
             responses,
         };
@@ -84,22 +89,22 @@ impl AggregatedDiscoveryService for DiscoveryService {
 /// One agent's stream while it lasts.
 struct SubscriberStream {
     node: String,
+    presence: Presence,
     session: Session,
     state: watch::Receiver<Arc<Snapshot>>,
     stopping: watch::Receiver<bool>,
     subscriber: Subscriber,
     metrics: Arc<Metrics>,
-    tokens: Arc<token::Tokens>,
-    shown: token::Shown,
     seat: roster::Seat,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
 impl SubscriberStream {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
-        let mut looks = tokio::time::interval(TOKEN_INTERVAL);
+        let mut look = tokio::time::interval(LOOK);
         let end = loop {
             let told = tokio::select! {
+                _ = look.tick() => self.look().await,
                 request = requests.next() => match request {
                     Some(Ok(request)) => self.take(request).await,
                     Some(Err(status)) => break status.message().to_owned(),
@@ -109,7 +114,6 @@ impl SubscriberStream {
                     Ok(()) => self.advance().await,
                     Err(_) => break "stopping".to_owned(),
                 },
-                _ = looks.tick() => self.look().await,
                 () = stopped(&mut self.stopping) => break "stopping".to_owned(),
                 () = self.responses.closed() => break "closed by the agent".to_owned(),
             };
@@ -118,15 +122,6 @@ impl SubscriberStream {
             }
         };
         tracing::info!(node = self.node, reason = end, "agent disconnected");
-    }
-
-    /// Whether its token still is one.
-    async fn look(&mut self) -> Result<(), String> {
-        if self.tokens.holds(&self.shown) {
-            return Ok(());
-        }
-        let reason = "its token was withdrawn, or is another node's now".to_owned();
-        self.refuse("token", Status::unauthenticated("not authenticated"), reason).await
     }
 
     async fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), String> {
@@ -139,7 +134,7 @@ impl SubscriberStream {
         match self.session.request(request, &state) {
             Ok((responses, nack)) => {
                 nack.iter().for_each(|nack| self.record(nack));
-                self.seat.note(&self.session, is_answer.then_some((&type_url, nack.as_ref())));
+                self.seat.note(&self.session, state.generation, is_answer.then_some((&type_url, nack.as_ref())));
                 self.send(responses).await
             }
             Err(error) => {
@@ -148,10 +143,19 @@ impl SubscriberStream {
         }
     }
 
+    /// Ends the stream of an agent that has gone.
+    async fn look(&mut self) -> Result<(), String> {
+        if !self.presence.has_ended() {
+            return Ok(());
+        }
+        let reason = "its token was withdrawn, or its pod has gone".to_owned();
+        self.refuse("token", Status::unauthenticated("not authenticated"), reason).await
+    }
+
     async fn advance(&mut self) -> Result<(), String> {
         let state = self.state.borrow_and_update().clone();
         let responses = self.session.advance(&state);
-        self.seat.note(&self.session, None);
+        self.seat.note(&self.session, state.generation, None);
         self.send(responses).await
     }
 
@@ -174,6 +178,28 @@ impl SubscriberStream {
     fn record(&self, nack: &Nack) {
         self.subscriber.nacked(&nack.type_url);
         tracing::error!(node = self.node, r#type = nack.type_url, reason = nack.message, "agent refused a response");
+    }
+}
+
+/// Whether the agent is still there: by its token, or by the pods that are known. One that they do not show yet has just
+/// started.
+struct Presence {
+    callers: Arc<caller::Callers>,
+    agent: caller::Caller,
+    was_seen: bool,
+}
+
+impl Presence {
+    fn of(agent: caller::Caller, callers: Arc<caller::Callers>) -> Self {
+        let was_seen = agent.token.is_some();
+        Self { callers, agent, was_seen }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        let is_there = self.callers.is_there(&self.agent);
+        let has_ended = self.was_seen && !is_there;
+        self.was_seen |= is_there;
+        has_ended
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use serde::Serialize;
@@ -29,13 +30,24 @@ pub struct Attendance {
     pub has_answered: bool,
     /// By type, why it refused the last response of that type.
     pub refused: BTreeMap<String, String>,
+    /// For how long it has not held the published state, in milliseconds; 0 while it does.
+    pub lag_ms: u64,
+    #[serde(skip)]
+    behind_since: Option<Instant>,
 }
 
 impl Roster {
     /// Takes a seat for a new stream.
     pub fn seat(self: &Arc<Self>, node: &str, address: Option<SocketAddr>) -> Seat {
-        let attendance =
-            Attendance { node: node.to_owned(), address, version: 0, has_answered: true, refused: BTreeMap::new() };
+        let attendance = Attendance {
+            node: node.to_owned(),
+            address,
+            version: 0,
+            has_answered: true,
+            refused: BTreeMap::new(),
+            lag_ms: 0,
+            behind_since: Some(Instant::now()),
+        };
         let mut seats = self.lock();
         seats.0 += 1;
         let number = seats.0;
@@ -46,6 +58,10 @@ impl Roster {
     /// All streams, by node.
     pub fn all(&self) -> Vec<Attendance> {
         let mut all: Vec<_> = self.lock().1.values().cloned().collect();
+        for attendance in &mut all {
+            let lag = attendance.behind_since.map_or(0, |since| since.elapsed().as_millis().max(1));
+            attendance.lag_ms = u64::try_from(lag).unwrap_or(u64::MAX);
+        }
         all.sort_by(|one, other| one.node.cmp(&other.node));
         all
     }
@@ -63,8 +79,9 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Notes how far the stream has come, and what it answered to the last response of a type.
-    pub fn note(&self, session: &Session, answer: Option<(&str, Option<&Nack>)>) {
+    /// Notes how far the stream has come towards the published `generation`, and what it answered to the last response
+    /// of a type.
+    pub fn note(&self, session: &Session, generation: u64, answer: Option<(&str, Option<&Nack>)>) {
         let mut seats = self.roster.lock();
         let Some(attendance) = seats.1.get_mut(&self.number) else { return };
         attendance.version = session.told();
@@ -74,6 +91,8 @@ impl Seat {
             Some((kind, None)) => drop(attendance.refused.remove(kind)),
             None => {}
         }
+        let is_behind = attendance.version < generation || !attendance.has_answered || !attendance.refused.is_empty();
+        attendance.behind_since = is_behind.then(|| attendance.behind_since.unwrap_or_else(Instant::now));
     }
 }
 

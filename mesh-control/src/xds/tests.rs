@@ -61,17 +61,17 @@ const CLIENT: &str = "Kubernetes//Pod/shop/client";
 const SERVICE: &str = "shop/web.shop.svc.cluster.local";
 
 /// One stream, as an agent holds it.
-struct Agent {
+pub struct Agent {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 impl Agent {
-    async fn of(daemon: &Running, token: &str) -> Agent {
+    pub async fn of(daemon: &Running, token: &str) -> Agent {
         Agent::open(daemon, token).await.expect("accepted")
     }
 
-    async fn open(daemon: &Running, token: &str) -> Result<Agent, Status> {
+    pub async fn open(daemon: &Running, token: &str) -> Result<Agent, Status> {
         let (requests, receiver) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(daemon.channel().await);
         let stream = authorized(token, ReceiverStream::new(receiver));
@@ -83,18 +83,32 @@ impl Agent {
         self.requests.send(request).await.expect("the stream is open");
     }
 
-    async fn subscribe(&self, type_url: &str, names: &[&str]) {
+    pub async fn subscribe(&self, type_url: &str, names: &[&str]) {
         self.send(subscription(type_url, names, &[])).await;
     }
 
     /// The next response, not yet answered.
-    async fn receive(&mut self) -> DeltaDiscoveryResponse {
+    pub async fn receive(&mut self) -> DeltaDiscoveryResponse {
         let message = timeout(DEADLINE, self.responses.message()).await.expect("in time");
         message.expect("no error").expect("not the end")
     }
 
+    /// Why the stream ends; answers what comes before.
+    pub async fn end(mut self) -> Status {
+        let end = async {
+            loop {
+                match self.responses.message().await {
+                    Ok(Some(response)) => drop(self.requests.send(answer(&response, None)).await),
+                    Ok(None) => return Status::ok("closed"),
+                    Err(status) => return status,
+                }
+            }
+        };
+        timeout(DEADLINE, end).await.expect("the stream ends in time")
+    }
+
     /// The next response, accepted.
-    async fn accept(&mut self) -> DeltaDiscoveryResponse {
+    pub async fn accept(&mut self) -> DeltaDiscoveryResponse {
         let response = self.receive().await;
         self.send(answer(&response, None)).await;
         response
@@ -303,11 +317,12 @@ async fn how_far_each_agent_has_come_is_shown() {
     agent.subscribe(ADDRESS_TYPE, &["*"]).await;
     let first = agent.receive().await;
     shows(&daemon, &["\"node\": \"node-b\"", "\"version\": 1", "\"has_answered\": false"]).await;
+    assert!(!page(&daemon, "/debug/agents").await.contains("\"lag_ms\": 0"), "it has not answered yet");
     agent.send(answer(&first, Some("too much"))).await;
     shows(&daemon, &["\"has_answered\": true", "\"type.googleapis.com/istio.workload.Address\": \"too much\""]).await;
     daemon.config.write("shop.yaml", &SHOP.replace("10.77.2.11", "10.77.2.12"));
     agent.accept().await;
-    shows(&daemon, &["\"version\": 2", "\"has_answered\": true", "\"refused\": {}"]).await;
+    shows(&daemon, &["\"version\": 2", "\"has_answered\": true", "\"refused\": {}", "\"lag_ms\": 0"]).await;
     drop(agent);
     shows(&daemon, &["\"agents\": []"]).await;
     daemon.stop().await;

@@ -82,7 +82,7 @@ impl Tokens {
 
     /// That token and its node, to be asked of again: see [`Self::holds`].
     pub fn shown(&self, metadata: &MetadataMap) -> Option<Shown> {
-        let token = metadata.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")?;
+        let token = super::caller::bearer(metadata)?;
         self.refresh();
         // Looked up by hash: the time it takes says nothing of how much of a token was right.
         let hash = hash(token);

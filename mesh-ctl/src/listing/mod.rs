@@ -1,11 +1,13 @@
 //! The columns of every listing and the order of its rows. Pure: from the agent's messages to cells.
 
+mod agents;
 mod pods;
 mod report;
 mod sockets;
 mod view;
 
 pub use self::{
+    agents::AGENTS,
     pods::PODS,
     report::{CERTIFICATES, CHECKS, RESOURCE_TYPES, STATUS, STEPS, VERDICT, failed_checks, sort_certificates},
     sockets::{DENIED, PLAINTEXT, SOCKETS, is_denied, is_in_the_clear, sort_sockets},
@@ -60,6 +62,7 @@ mod tests {
 
     #[test]
     fn every_column_has_an_upper_case_header_a_meaning_and_a_field_of_its_own() {
+        assert_fields_are_distinct(AGENTS);
         assert_fields_are_distinct(PODS);
         assert_fields_are_distinct(WORKLOADS);
         assert_fields_are_distinct(SERVICES);

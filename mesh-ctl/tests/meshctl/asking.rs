@@ -7,7 +7,10 @@ use std::{
 
 use mesh_api::proto::admin::{EnrolRequest, ExplainRequest, enrol_request::NetworkNamespace};
 
-use crate::agent::{Agent, empty_directory, meshctl, run_at};
+use crate::{
+    agent::{Agent, empty_directory, meshctl, run_at},
+    control,
+};
 
 const ENROL: [&str; 22] = [
     "enrol",
@@ -280,6 +283,27 @@ fn an_agent_that_hangs_is_given_up_after_the_time_out() {
     std::fs::remove_dir_all(&directory).expect("ours");
     assert_eq!(printed.code, 2);
     assert!(printed.stderr.contains("did not answer within 1 s"), "{}", printed.stderr);
+}
+
+#[test]
+fn status_of_control_needs_no_agent_and_is_no_while_one_is_not_in_sync() {
+    let socket = std::path::Path::new("/run/nowhere/admin.sock");
+    let status = |address: &str| run_at(socket, &["status", "--control", address, "-o", "json"]);
+    let late = status(&control::serve("200 OK", control::PAGE).to_string());
+    let page: serde_json::Value = serde_json::from_str(&late.stdout).expect("JSON");
+    let in_sync: Vec<_> = (0..3).map(|index| page["agents"][index]["in_sync"].as_bool()).collect();
+    assert_eq!((late.code, in_sync), (1, vec![Some(true), Some(false), Some(false)]), "{page:#}");
+
+    let good = r#"{"version": 1, "agents": [{"node": "a", "address": null, "version": 1, "has_answered": true, "refused": {}, "lag_ms": 0}]}"#;
+    assert_eq!(status(&control::serve("200 OK", good).to_string()).code, 0);
+
+    for (answer, body, reason) in [("404 Not Found", "", "404"), ("200 OK", "<html>", "is not understood")] {
+        let printed = status(&control::serve(answer, body).to_string());
+        assert_eq!((printed.code, printed.stdout.as_str()), (2, ""));
+        assert!(printed.stderr.contains(reason) && printed.stderr.contains("next: "), "{}", printed.stderr);
+    }
+    let nobody = status("127.0.0.1:1");
+    assert!(nobody.code == 2 && nobody.stderr.contains("control at 127.0.0.1:1 did not answer"), "{}", nobody.stderr);
 }
 
 #[test]

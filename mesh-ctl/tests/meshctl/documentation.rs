@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use crate::agent::{Agent, Printed, run_at};
+use crate::{
+    agent::{Agent, Printed, run_at},
+    control,
+};
 
 const BEGIN: &str = "```console\n$ meshctl ";
 const END: &str = "```\n";
@@ -61,7 +64,10 @@ fn every_sub_command_has_its_help_and_an_example() {
 
 /// What a shell shows for one command.
 fn example(agent: &Agent, line: &str) -> String {
-    let words: Vec<_> = line.split_whitespace().collect();
+    let control = control::serve("200 OK", control::PAGE).to_string();
+    // An example about a control daemon names it as it would be forwarded.
+    let named = |word| if word == "127.0.0.1:15013" { control.as_str() } else { word };
+    let words: Vec<_> = line.split_whitespace().map(named).collect();
     let Printed { code, stdout, stderr } = match words.as_slice() {
         // An example about the socket names one that is not there.
         ["--socket", socket, words @ ..] => run_at(Path::new(socket), words),

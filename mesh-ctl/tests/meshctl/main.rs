@@ -2,5 +2,6 @@
 
 mod agent;
 mod asking;
+mod control;
 mod documentation;
 mod rows;

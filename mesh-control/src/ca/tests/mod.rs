@@ -50,29 +50,29 @@ Bdpt2ZP3BglizneDzMAf+7wVQOS47UkbPB8A+IrYpivi/Ddid9nt3BAz8cU0C1A9\n\
 iSb3D4r4OOhh\n\
 -----END CERTIFICATE REQUEST-----\n";
 
-fn csr_of(names: Vec<SanType>, algorithm: &'static SignatureAlgorithm) -> String {
+pub fn csr_of(names: Vec<SanType>, algorithm: &'static SignatureAlgorithm) -> String {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
     let key = KeyPair::generate_for(algorithm).expect("a key");
     params.serialize_request(&key).expect("a request").pem().expect("PEM")
 }
 
-fn uri(text: &str) -> SanType {
+pub fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("ascii"))
 }
 
-fn csr(identity: &str) -> String {
+pub fn csr(identity: &str) -> String {
     csr_of(vec![uri(identity)], &PKCS_ECDSA_P256_SHA256)
 }
 
 /// A request of `identity` with a CSR.
-fn asking(identity: Option<&str>, csr: String, seconds: i64) -> IstioCertificateRequest {
+pub fn asking(identity: Option<&str>, csr: String, seconds: i64) -> IstioCertificateRequest {
     let value = |text: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.to_owned())) };
     let fields = identity.map(|text| ("ImpersonatedIdentity".to_owned(), value(text))).into_iter().collect();
     IstioCertificateRequest { csr, validity_duration: seconds, metadata: Some(prost_types::Struct { fields }) }
 }
 
-async fn ask(daemon: &Running, token: &str, asking: IstioCertificateRequest) -> Result<Vec<String>, Status> {
+pub async fn ask(daemon: &Running, token: &str, asking: IstioCertificateRequest) -> Result<Vec<String>, Status> {
     let mut client = IstioCertificateServiceClient::new(daemon.channel().await);
     client.create_certificate(authorized(token, asking)).await.map(|response| response.into_inner().cert_chain)
 }

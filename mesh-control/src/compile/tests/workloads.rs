@@ -96,8 +96,8 @@ fn an_entry_is_served_by_the_node_it_names() {
     let served = compiled(&entry("mesh.dev/node: n1"));
     let found = &served.workloads["Kubernetes/networking.istio.io/WorkloadEntry/shop/vm"];
     assert_eq!((found.tunnel_protocol(), found.node.as_str(), found.capacity), (TunnelProtocol::Hbone, "n1", Some(3)));
-    assert_eq!(served.accounts["n1"].len(), 1);
+    assert_eq!(served.entry_accounts["n1"].len(), 1);
     let alone = compiled(&entry(""));
     assert_eq!(alone.workloads.values().next().map(Workload::tunnel_protocol), Some(TunnelProtocol::None));
-    assert!(alone.accounts.is_empty());
+    assert!(alone.entry_accounts.is_empty());
 }
