@@ -102,6 +102,22 @@ pub const FAULTS: &[Fault] = &[
         strike: |stage, hold| hang_agent(stage, "node-b", hold),
     },
     Fault {
+        name: "agent of the source upgraded in place",
+        part: Part::AgentA,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(3),
+        strike: |stage, hold| upgrade_agent(stage, "node-a", hold),
+    },
+    Fault {
+        name: "agent of the destination upgraded in place",
+        part: Part::AgentB,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(3),
+        strike: |stage, hold| upgrade_agent(stage, "node-b", hold),
+    },
+    Fault {
         name: "no descriptor free in the agent",
         part: Part::AgentA,
         costs: CARRIED,
@@ -207,6 +223,15 @@ fn hang_agent(stage: &Stage, node: &str, hold: Duration) -> Result<(), String> {
     stage.mesh.node(node).hang_agent();
     thread::sleep(hold);
     stage.mesh.node(node).resume_agent();
+    Ok(())
+}
+
+/// Again and again: each takes over from the one before.
+fn upgrade_agent(stage: &Stage, node: &str, hold: Duration) -> Result<(), String> {
+    let begun = Instant::now();
+    while begun.elapsed() < hold {
+        stage.mesh.node(node).upgrade_agent(&[]);
+    }
     Ok(())
 }
 

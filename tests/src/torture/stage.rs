@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{App, Mesh, identity, new_app::NewApp, protocol::Behaviour};
+use crate::{App, Mesh, Setup, identity, new_app::NewApp, protocol::Behaviour};
 
 /// What a download carries.
 pub const DOWNLOAD: u64 = 4_000_000;
@@ -41,7 +41,9 @@ const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication
 impl Stage {
     /// Makes all of it and waits until it works.
     pub fn set() -> Self {
-        let mesh = Mesh::new();
+        // What an agent carries that another has taken over from may go on for as long as it is used.
+        let agent_arguments = ["--drain-time", "1h"].map(str::to_owned).into();
+        let mesh = Mesh::with(Setup { agent_arguments, ..Setup::default() });
         mesh.apply("strict.yaml", STRICT);
         let shop = |name: &str, node: &str| {
             let app = mesh.app(name).labelled("part-of", "shop").on(node);
