@@ -132,7 +132,6 @@ impl Incumbent {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "no connection of a pod: the other agent")]
     async fn next(&self) -> Option<Channel> {
         match self.listener.accept().await {
             Ok((stream, _)) => Channel::new(stream)
