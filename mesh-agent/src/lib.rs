@@ -1,7 +1,7 @@
 //! The per-node agent. `path` is a connection's way from accept to the last copied byte; everything else feeds it:
 //! `kernel` steers sockets to it, `control` and `view` say what the mesh looks like, `certificates` and `tls` prove who
 //! is who, `cache` keeps what control said over a restart, `enrol` knows the pods of this node, `steer` compiles what the kernel may decide alone, `admin` and
-//! `telemetry` show what happened.
+//! `telemetry` show what happened, `takeover` lets the next version follow without a gap.
 
 pub mod admin;
 pub mod agent;
@@ -19,6 +19,7 @@ pub mod net;
 pub mod path;
 mod private;
 pub mod steer;
+pub mod takeover;
 pub mod telemetry;
 pub mod tls;
 pub mod view;

@@ -230,8 +230,13 @@ impl App {
     /// Many connections to servers that name themselves.
     #[track_caller]
     pub fn storms(&self, to: &[SocketAddr], connections: u32, threads: u32, same_address: bool) -> StormReport {
+        self.makes(Storm { to: to.to_vec(), connections, threads, per_second: 0, same_address })
+    }
+
+    /// As many connections as it says, to servers that name themselves.
+    #[track_caller]
+    pub fn makes(&self, storm: Storm) -> StormReport {
         self.world.settle();
-        let storm = Storm { to: to.to_vec(), connections, threads, same_address };
         match self.client().ask(Command::Storm(storm)) {
             Reply::Storm(report) => report,
             other => panic!("not an answer to storm: {other:?}"),

@@ -35,6 +35,15 @@ impl Conversation {
         self.report.peer.expect("a connected socket has a peer")
     }
 
+    /// What the client's socket says now that it is connected to.
+    #[track_caller]
+    pub fn peer_now(&self) -> SocketAddr {
+        match self.client.ask(Command::Names { connection: self.number }) {
+            Reply::Named { peer, .. } => peer,
+            other => panic!("not an answer to names: {other:?}"),
+        }
+    }
+
     /// Writes.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Self {

@@ -21,11 +21,13 @@ pub(crate) struct Daemon {
     name: String,
     log: PathBuf,
     process: Mutex<Option<Process>>,
+    /// Those that another has taken over from.
+    former: Mutex<Vec<Process>>,
 }
 
 impl Daemon {
     pub(crate) fn new(name: impl Into<String>, log: PathBuf) -> Self {
-        Self { name: name.into(), log, process: Mutex::default() }
+        Self { name: name.into(), log, process: Mutex::default(), former: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
@@ -39,6 +41,48 @@ impl Daemon {
     /// Starts it without waiting for anything.
     pub(crate) fn start(&self, place: &Place, words: &[String]) {
         *self.lock() = Some(place.start(words, &self.log));
+    }
+
+    /// Starts another beside the one that runs; that one is now one of the former, if the new one says `marker` in the log.
+    ///
+    /// # Errors
+    /// It ended before: how, and what it said.
+    pub(crate) fn is_followed(&self, place: &Place, words: &[String], marker: &str) -> Result<(), String> {
+        let before = self.log();
+        let count = before.matches(marker).count();
+        let mut next = place.start(words, &self.log);
+        let has_ended = eventually(&format!("{} is followed", self.name), LIMIT, || {
+            let ended = next.ended();
+            match self.log().matches(marker).count() > count {
+                true => Ok(None),
+                false => ended.map(Some).ok_or_else(|| "neither in charge nor ended".to_owned()),
+            }
+        });
+        if let Some(status) = has_ended {
+            return Err(format!("{status}: {}", self.log().split_off(before.len())));
+        }
+        let before = self.lock().replace(next);
+        self.former.lock().unwrap_or_else(PoisonError::into_inner).extend(before);
+        Ok(())
+    }
+
+    /// How many of the former still run; the others have ended in order.
+    pub(crate) fn former(&self) -> usize {
+        let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        former.retain_mut(|process| match process.ended() {
+            None => true,
+            Some(status) => {
+                assert!(status.success(), "{}, followed by another, ended with {status}", self.name);
+                false
+            }
+        });
+        former.len()
+    }
+
+    /// Asks all of the former to end.
+    pub(crate) fn end_former(&self) {
+        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        former.iter().for_each(|process| process.signal(Signal::TERM));
     }
 
     /// Waits until its readiness page says so.

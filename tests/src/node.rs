@@ -123,9 +123,51 @@ impl Node {
 
     /// Starts the agent without waiting for anything.
     pub fn start_agent(&self) {
-        let mut words = vec![binary("mesh-agent").display().to_string(), "run".to_owned()];
-        words.extend_from_slice(&self.arguments);
-        self.daemon.start(&self.agent_place, &words);
+        self.daemon.start(&self.agent_place, &self.agent(&binary("mesh-agent"), &[]));
+    }
+
+    /// The agent's program.
+    pub fn agent_program(&self) -> PathBuf {
+        binary("mesh-agent")
+    }
+
+    /// The line that starts an agent: the one that the node has but for some arguments.
+    fn agent(&self, program: &Path, changes: &[(&str, &str)]) -> Vec<String> {
+        let mut arguments = self.arguments.clone();
+        for (name, value) in changes {
+            match arguments.iter().position(|argument| argument == name) {
+                Some(at) => (*value).clone_into(&mut arguments[at + 1]),
+                None => arguments.extend([*name, *value].map(str::to_owned)),
+            }
+        }
+        [program.display().to_string(), "run".to_owned()].into_iter().chain(arguments).collect()
+    }
+
+    /// Starts an agent beside the one that runs; returns when it has taken over.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn upgrade_agent(&self, changes: &[(&str, &str)]) {
+        self.tries_to_upgrade(&binary("mesh-agent"), changes).expect("it takes over");
+    }
+
+    /// The same with a program of one's own.
+    ///
+    /// # Errors
+    /// It ended, and said why.
+    pub fn tries_to_upgrade(&self, program: &Path, changes: &[(&str, &str)]) -> Result<(), String> {
+        self.daemon.is_followed(&self.agent_place, &self.agent(program, changes), "agent::start: in charge")
+    }
+
+    /// How many agents that another has taken over from still run.
+    pub fn draining_agents(&self) -> usize {
+        self.daemon.former()
+    }
+
+    /// Asks those to end (SIGTERM).
+    pub fn end_draining_agents(&self) {
+        self.daemon.end_former();
     }
 
     /// Waits until the agent says that it is ready.

@@ -58,6 +58,11 @@ pub enum Command {
         /// Bytes wanted.
         bytes: usize,
     },
+    /// Asks the socket of a kept connection what it is called now.
+    Names {
+        /// From [`Reply::Opened`].
+        connection: u32,
+    },
     /// Sends FIN on a kept connection.
     Finish {
         /// From [`Reply::Opened`].
@@ -164,6 +169,8 @@ pub struct Storm {
     pub connections: u32,
     /// How many threads share them.
     pub threads: u32,
+    /// How many are begun in a second; 0: as many as can be.
+    pub per_second: u32,
     /// Whether the server's account of itself must equal the address dialled (not so for services).
     pub same_address: bool,
 }
@@ -199,6 +206,13 @@ pub enum Reply {
         bytes: usize,
         /// How it ended, if it did.
         end: Option<End>,
+    },
+    /// What a socket is called.
+    Named {
+        /// getsockname
+        local: SocketAddr,
+        /// getpeername
+        peer: SocketAddr,
     },
     /// A connection ended, or not within the limit.
     Ended {

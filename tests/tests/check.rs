@@ -58,7 +58,7 @@ fn table_says_what_to_do(node: &Node, line: &str) {
 }
 
 fn pinned_link(node: &Node, hook: &str) -> String {
-    let pins = fs::read_dir(node.directory().join("bpf/v1/links")).expect("pins of the agent").flatten();
+    let pins = fs::read_dir(node.directory().join("bpf/links")).expect("pins of the agent").flatten();
     let pin = pins.map(|entry| entry.path()).find(|path| path.ends_with(hook)).expect("a pinned link");
     pin.display().to_string()
 }

@@ -18,7 +18,7 @@ mod status;
 mod world;
 
 pub use log::{LogControl, LogError};
-pub use serve::{AdminError, Sockets, bind, serve};
+pub use serve::{AdminError, Ends, Sockets, bind, serve};
 
 use std::{
     sync::Arc,

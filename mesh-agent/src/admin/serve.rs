@@ -3,7 +3,10 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -19,6 +22,7 @@ use crate::{
     config::Config,
     drain::{Drain, Phase},
     enrol::Enrolment,
+    takeover::{self, SocketName},
 };
 
 use super::{Node, enrolment::EnrolmentService, http, inspect::InspectService};
@@ -48,22 +52,75 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct Sockets {
     admin: UnixListener,
+    take_over: UnixListener,
     metrics: TcpListener,
     ready: TcpListener,
     operators: TcpListener,
+    /// Some of those on the node are the very sockets of the agent before.
+    pub shares_pages: bool,
 }
 
-/// Binds all of them.
+/// When which of them is served no more.
+#[derive(Debug, Clone, Default)]
+pub struct Ends {
+    /// The admin socket: a successor's from then on.
+    pub admin: Drain,
+    /// Metrics, readiness, operators.
+    pub pages: Drain,
+}
+
+/// Takes those that an agent before has handed over, and binds the others. Its sockets on the node count only in the same
+/// network namespace, and where they are bound to the address that is asked for.
 ///
 /// # Errors
-/// An address is taken. The admin socket of an agent that has gone is replaced.
-pub fn bind(config: &Config) -> Result<Sockets, AdminError> {
+/// An address is taken. The sockets of an agent that has gone are replaced.
+pub fn bind(config: &Config, mut handed: Vec<(SocketName, OwnedFd)>) -> Result<Sockets, AdminError> {
+    let mut shares_pages = false;
+    let mut page = |name, address| {
+        let page = listen(take(&mut handed, name), address)?;
+        shares_pages |= page.1;
+        Ok(page.0)
+    };
+    let addresses = &config.addresses;
+    let metrics = page(SocketName::Metrics, addresses.metrics)?;
+    let ready = page(SocketName::Ready, addresses.ready)?;
+    let operators = page(SocketName::Operators, addresses.admin)?;
     Ok(Sockets {
-        admin: bind_socket(&config.admin_socket())?,
-        metrics: listen(config.addresses.metrics)?,
-        ready: listen(config.addresses.ready)?,
-        operators: listen(config.addresses.admin)?,
+        admin: listen_at(take(&mut handed, SocketName::Admin), &config.admin_socket())?,
+        take_over: listen_at(take(&mut handed, SocketName::TakeOver), &takeover::socket(&config.run_dir))?,
+        metrics,
+        ready,
+        operators,
+        shares_pages,
     })
+}
+
+fn take(handed: &mut Vec<(SocketName, OwnedFd)>, wanted: SocketName) -> Option<OwnedFd> {
+    handed.extract_if(.., |(name, _)| *name == wanted).next().map(|(_, socket)| socket)
+}
+
+impl Sockets {
+    /// All of them once more, for a successor.
+    ///
+    /// # Errors
+    /// Descriptors are used up.
+    pub fn share(&self) -> io::Result<Vec<(SocketName, OwnedFd)>> {
+        let all = [
+            (SocketName::Admin, self.admin.as_fd()),
+            (SocketName::TakeOver, self.take_over.as_fd()),
+            (SocketName::Metrics, self.metrics.as_fd()),
+            (SocketName::Ready, self.ready.as_fd()),
+            (SocketName::Operators, self.operators.as_fd()),
+        ];
+        all.into_iter().map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?))).collect()
+    }
+}
+
+fn listen_at(handed: Option<OwnedFd>, path: &Path) -> Result<UnixListener, AdminError> {
+    let Some(socket) = handed else { return bind_socket(path) };
+    let listener = std::os::unix::net::UnixListener::from(socket);
+    let taken = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    taken.map_err(|source| AdminError::Socket { path: path.to_owned(), source })
 }
 
 /// Nobody can connect before the mode is set: it is bound under another name and then renamed.
@@ -80,18 +137,22 @@ fn bind_socket(path: &Path) -> Result<UnixListener, AdminError> {
     Ok(listener)
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
-    let bind = || -> io::Result<TcpListener> {
-        let listener = std::net::TcpListener::bind(address)?;
+/// The listener, and whether it is the one that was handed over.
+fn listen(handed: Option<OwnedFd>, address: SocketAddr) -> Result<(TcpListener, bool), AdminError> {
+    let listen = || -> io::Result<(TcpListener, bool)> {
+        let handed = handed.map(std::net::TcpListener::from);
+        let same = handed.filter(|listener| listener.local_addr().is_ok_and(|bound| bound == address));
+        let is_same = same.is_some();
+        let listener = same.map_or_else(|| std::net::TcpListener::bind(address), Ok)?;
         listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
+        Ok((TcpListener::from_std(listener)?, is_same))
     };
-    bind().map_err(|source| AdminError::Listen { address, source })
+    listen().map_err(|source| AdminError::Listen { address, source })
 }
 
-/// Serves them until the agent closes.
-pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Drain) {
-    let closing = drain.clone();
+/// Serves them until their ends, or the agent's; answers where successors ask.
+pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Drain, ends: &Ends) -> UnixListener {
+    let closing = ends.admin.clone();
     let listeners = &node.telemetry.listeners;
     let connections = connections(sockets.admin, listeners.admin.clone());
     let pages = [
@@ -119,12 +180,13 @@ pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Dr
         }
     });
     for (listener, refusals, router) in pages {
-        let closing = drain.clone();
+        let closing = ends.pages.clone();
         drain.spawn(async move {
             let stop = async move { closing.reached(Phase::Closing).await };
             mesh_listen::pages(listener, router, refusals, stop).await;
         });
     }
+    sockets.take_over
 }
 
 /// Connections to the admin socket that have a place.

@@ -1,67 +1,57 @@
 //! The order in which the agent's parts start and stop, and what each is given of the others.
 //!
 //! ```text
-//! start: lock -> kernel -> workers -> pods of before -> admin socket -> certificates, steering -> View of before -> control ->
-//!        metrics, readiness
+//! start: lock, or an agent to take over from -> kernel (nothing attached) -> workers -> View of before -> control
+//!        -> self-test, if another is in charge -> pods of before -> programs on the hooks -> in charge: accept
+//!        -> certificates, steering, records, admin socket, metrics, readiness
 //! stop:  not ready -> no new connection -> drain -> what still runs is cut; steering stays pinned and refuses
+//! taken over: nothing that outlives the process is touched any more -> as above, under the programs of the next
 //! ```
 
 mod precheck;
+mod running;
 mod shared;
+mod start;
 
 pub use precheck::check;
 
-use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::sync::Arc;
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
 
 use crate::{
-    admin::{self, LogControl, Node},
-    cache::{Owner, Saver},
-    certificates::{Feeds, Keeper, Vault, VaultError},
-    config::{Config, DetachArguments},
-    control::{Client, Published, SharedControlStatus},
-    drain::{self, Drain, Phase},
-    enrol::{self, Registry, RegistrySettings},
+    admin::{self, LogControl},
+    certificates::{Vault, VaultError},
+    config::{AfterTakeOver, Config, DetachArguments},
+    drain::{self, Phase},
+    enrol,
     kernel::{self, Kernel, KernelError},
     path::{WorkerError, WorkerHandle},
-    steer::{Records, SharedClasses, Steering},
-    view::Demand,
+    takeover::{InCharge, Lock, LockError, TakeOverError},
 };
 
-use self::shared::Shared;
-
-/// Questions to control that wait; more make a connection wait for its turn.
-const DEMANDS: usize = 256;
-/// Of the slots that the kernel holds: a change needs room for the old and the new ones of a service.
-const SLOT_SHARE: usize = 2;
+use self::running::{Groups, Running};
 
 /// Why the agent does not start, or ends.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// A file or directory of the run directory.
-    #[error("{action} {}: {source}", path.display())]
-    RunDirectory {
-        /// What was attempted.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
+    /// The run directory, or who is in charge of it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The agent that runs was not followed.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// As above, whatever failed.
+    #[error("not taken over from the agent that runs (version {version}), which stays in charge: {source}")]
+    StaysInCharge {
+        /// Of the agent that runs.
+        version: String,
+        /// What this one lacks.
+        source: Box<Self>,
     },
-    /// Another agent works with the same run directory.
-    #[error("{} is locked by another agent, which runs; stop that one first", .0.display())]
-    Running(PathBuf),
     /// Programs and maps.
     #[error("{}", crate::control::causes(.0))]
     Kernel(#[from] KernelError),
@@ -98,24 +88,19 @@ pub enum AgentError {
 pub struct Agent {
     config: Config,
     log: LogControl,
-    /// Told when a part that runs as long as the agent has panicked.
-    broken: Arc<Notify>,
-    /// Held until the process ends.
-    _lock: fs::File,
 }
 
 impl Agent {
-    /// Takes the run directory.
+    /// Nothing is taken or changed yet.
     ///
     /// # Errors
-    /// It cannot be made, or another agent has it.
+    /// Core dumps cannot be forbidden.
     pub fn new(config: Config, log: LogControl) -> Result<Self, AgentError> {
         hide_memory()?;
-        let lock = lock(&config.run_dir)?;
-        Ok(Self { config, log, broken: Arc::default(), _lock: lock })
+        Ok(Self { config, log })
     }
 
-    /// Runs until SIGTERM or SIGINT. The control side is on this thread.
+    /// Runs until SIGTERM or SIGINT, or until another agent has taken over. The control side is on this thread.
     ///
     /// # Errors
     /// Something that the agent cannot start without.
@@ -131,140 +116,103 @@ impl Agent {
     }
 
     async fn serve(self) -> Result<(), AgentError> {
-        let system = |action| move |source| AgentError::System { action, source };
-        let mut terminate = signal(SignalKind::terminate()).map_err(system("listen for SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listen for SIGINT"))?;
-        let drain = Drain::default();
-        let (node, workers) = self.start(&drain).await?;
-        let result = tokio::select! {
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
-            () = self.broken.notified() => Err(drain::Panicked.into()),
+        let mut signals = Signals::new()?;
+        let groups = Groups::default();
+        let running = self.start(&groups).await?;
+        let (next, result) = tokio::select! {
+            () = signals.end() => (None, Ok(())),
+            next = running.incumbent.handed_over() => (Some(next), Ok(())),
+            () = groups.broken.notified() => (None, Err(drain::Panicked.into())),
         };
-        tracing::info!(pods = node.pods.load().by_uid.len(), "agent stops");
-        drain.advance(Phase::Draining);
-        self.drain_workers(&workers).await;
-        drain.advance(Phase::Closing);
-        drain.joined().await;
-        node.telemetry.flush_log();
-        tracing::info!("agent stopped; steering stays in force and refuses until the next agent");
+        let (after, telemetry) = (self.config.after_take_over, running.node.telemetry.clone());
+        let is_followed = next.is_some();
+        match next {
+            None => self.stop(running, &groups).await,
+            Some(next) => self.let_go(running, &groups, next).await,
+        }
+        groups.drain.advance(Phase::Closing);
+        groups.close();
+        groups.owned.joined().await;
+        groups.drain.joined().await;
+        telemetry.flush_log();
+        if is_followed && after == AfterTakeOver::Wait {
+            tracing::info!("drained; this process holds nothing and waits for SIGTERM");
+            signals.end().await;
+        }
+        tracing::info!("agent stopped");
         result
     }
 
-    async fn start(&self, drain: &Drain) -> Result<(Arc<Node>, Arc<[WorkerHandle]>), AgentError> {
-        let settings = &self.config.kernel;
-        let kernel = Kernel::start(settings).inspect_err(|_| precheck::log(settings))?;
-        crate::memory::give_back();
-        let vault = Vault::open(&self.config.run_dir)?;
-        let shared = Shared::new(Arc::new(kernel), &self.config)?;
-        let (demand, demands) = Demand::channel(DEMANDS);
-        let workers = shared.start_workers(&self.config, demand)?;
-        let classes = SharedClasses::default();
-        let (cgroup_root, record) = (settings.cgroup_root.clone(), self.config.run_dir.join("pods.json"));
-        let settings = RegistrySettings { cgroup_root, record };
-        let (registry, enrolment) = Registry::start(settings, shared.wiring(&workers, &classes)).await?;
-        let (line, line_changes) = watch::channel(None);
-        let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
-        let mut client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
-        let mut saver = self.saver(&client, &shared);
-        let (wanted, wanted_changes) = watch::channel(None);
-        let feeds = Feeds {
-            control: client.status(),
-            line: line_changes,
-            wanted: wanted_changes,
-            view_changes: shared.view_changes.subscribe(),
-        };
-        let keeper = Keeper::new((shared.wallet.clone(), shared.wallet_changes.clone()), vault, feeds);
-        let node = Arc::new(Node {
-            config: self.config.clone(),
-            started: Instant::now(),
-            kernel: shared.kernel.clone(),
-            workers: workers.clone(),
-            view: shared.view.clone(),
-            pods: shared.pods.clone(),
-            older: registry.older(),
-            wallet: shared.wallet.clone(),
-            certificates: keeper.status(),
-            control: client.status(),
-            cache: saver.status(),
-            telemetry: shared.telemetry.clone(),
-            log: self.log.clone(),
-            drain: drain.clone(),
-        });
-        let steering = self.steering(&shared, classes, client.status())?;
-        shared.telemetry.register(|registry| steering.register(registry));
-        let sockets = admin::bind(&self.config)?;
-        self.spawn(drain, registry.run());
-        self.spawn(drain, keeper.run());
-        self.spawn(drain, steering.run());
-        self.spawn(drain, shared.confirm_identities(wanted));
-        self.spawn(drain, shared.join_changes());
-        self.spawn(drain, shared.forget_start_up());
-        // All who follow the View are there: it wakes them.
-        recall(&mut saver, &mut client);
-        self.spawn(drain, client.run());
-        let closing = drain.clone();
-        drain.spawn(saver.run(async move { closing.reached(Phase::Closing).await }));
-        let known = (shared.view.clone(), shared.pods.clone());
-        let records = Records::new(&shared.kernel, known, shared.telemetry.clone(), shared.unseen.clone())?;
-        self.spawn(drain, records.run());
-        admin::serve(sockets, node.clone(), enrolment, drain);
-        Ok((node, workers))
+    /// Lets connections end; steering stays in force and refuses until the next agent.
+    async fn stop(&self, running: Running, groups: &Groups) {
+        tracing::info!(pods = running.node.pods.load().by_uid.len(), "agent stops");
+        drop(running.incumbent);
+        groups.drain.advance(Phase::Draining);
+        finish(self.drain(&running.node.workers)).await;
+        groups.drain.advance(Phase::Closing);
+        tracing::info!("steering stays in force and refuses until the next agent");
     }
 
-    fn steering(
-        &self,
-        shared: &Shared,
-        classes: SharedClasses,
-        control: SharedControlStatus,
-    ) -> Result<Steering, AgentError> {
-        let view = (shared.view.clone(), shared.view_changes.subscribe());
-        let pods = (shared.pods.clone(), shared.pod_changes.subscribe());
-        let slots = self.config.kernel.map_sizes.backends as usize / SLOT_SHARE;
-        Ok(Steering::new(shared.kernel.clone(), view, pods, classes, slots, control)?)
-    }
-
-    fn saver(&self, client: &Client, shared: &Shared) -> Saver {
-        let owner = Owner { node: self.config.node.clone(), control: self.config.control.uri.clone() };
-        Saver::new(self.config.cached_view(), owner, client.resources(), shared.view_changes.subscribe())
+    /// Another agent is in charge: first nothing that outlives this process is touched any more, then it hears so.
+    async fn let_go(&self, running: Running, groups: &Groups, mut next: InCharge) {
+        let Running { node, incumbent, lock, predecessors } = running;
+        groups.owned.advance(Phase::Closing);
+        groups.owned.joined().await;
+        groups.ends.admin.advance(Phase::Closing);
+        if next.shares_pages {
+            groups.ends.pages.advance(Phase::Closing);
+        }
+        groups.drain.advance(Phase::Draining);
+        let draining = self.drain(&node.workers);
+        // The sockets that it shares with the next one.
+        drop(incumbent);
+        drop(lock);
+        if let Err(error) = next.yours(&predecessors).await {
+            tracing::error!(%error, "the agent that took over has ended: start one");
+        }
+        let drain_s = self.config.drain_time.as_secs_f32();
+        tracing::info!(pods = node.pods.load().by_uid.len(), drain_s, "another agent has taken over: draining");
+        groups.spawn(&groups.drain, next.follow(node.workers.clone(), node.pods.clone()));
+        finish(draining).await;
     }
 
     /// All at once: the time is the same for each.
-    async fn drain_workers(&self, workers: &Arc<[WorkerHandle]>) {
+    fn drain(&self, workers: &Arc<[WorkerHandle]>) -> JoinSet<Result<(), WorkerError>> {
         let mut draining = JoinSet::new();
         for number in 0..workers.len() {
             let (workers, time) = (workers.clone(), self.config.drain_time);
             draining.spawn(async move { workers[number].drain(time).await });
         }
-        while let Some(ended) = draining.join_next().await {
-            if let Ok(Err(error)) = ended {
-                tracing::warn!(%error, "worker did not drain");
-            }
-        }
-    }
-
-    /// Until the agent closes: each of these runs for ever. One that panics takes the agent with it, in order: half an agent
-    /// would go on by what it knew last, and nobody would know.
-    fn spawn(&self, drain: &Drain, task: impl Future<Output = ()> + Send + 'static) {
-        let (closing, broken) = (drain.clone(), self.broken.clone());
-        drain.spawn(async move {
-            tokio::select! {
-                ended = drain::contain(task) => if ended.is_err() { broken.notify_one() },
-                () = closing.reached(Phase::Closing) => {}
-            }
-        });
+        draining
     }
 }
 
-/// Starts with the View of before a restart. Without one the agent waits for control, and refuses.
-fn recall(saver: &mut Saver, client: &mut Client) {
-    match saver.load(|contents| client.restore(contents)) {
-        Ok(Some(saved)) => {
-            let age_s = saved.elapsed().unwrap_or_default().as_secs();
-            tracing::info!(age_s, "the View of before the restart is in force until control answers");
+async fn finish(mut draining: JoinSet<Result<(), WorkerError>>) {
+    while let Some(ended) = draining.join_next().await {
+        if let Ok(Err(error)) = ended {
+            tracing::warn!(%error, "worker did not drain");
         }
-        Ok(None) => tracing::info!("no View is kept on disk: waiting for control"),
-        Err(error) => tracing::error!(%error, "the View on disk is refused: waiting for control"),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, AgentError> {
+        let system = |action| move |source| AgentError::System { action, source };
+        let terminate = signal(SignalKind::terminate()).map_err(system("listen for SIGTERM"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(system("listen for SIGINT"))?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -275,30 +223,13 @@ fn hide_memory() -> Result<(), AgentError> {
         .map_err(|error| AgentError::System { action: "forbid core dumps", source: error.into() })
 }
 
-/// One agent at a time in a run directory; the lock goes with the process.
-fn lock(run_dir: &Path) -> Result<fs::File, AgentError> {
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| AgentError::RunDirectory { action, path, source }
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(failed("create", run_dir))?;
-    let path = run_dir.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(AgentError::Running(run_dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(AgentError::RunDirectory { action: "lock", path, source }),
-    }
-}
-
 /// Removes all programs, maps, pins and keys, and puts back what pods' namespaces had: plain networking. Says how the node
 /// stands then, as `mesh-agent check` does.
 ///
 /// # Errors
 /// An agent still runs, or something could not be removed.
 pub fn detach(arguments: &DetachArguments) -> Result<(), AgentError> {
-    let _lock = lock(&arguments.run_dir)?;
+    let _lock = Lock::take(&arguments.run_dir)?;
     Kernel::detach(&arguments.bpffs)?;
     enrol::forget_all(&arguments.run_dir.join("pods.json"))?;
     Vault::empty(&arguments.run_dir)?;

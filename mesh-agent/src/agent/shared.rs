@@ -13,6 +13,7 @@ use crate::{
     kernel::Kernel,
     path::{self, Context, Worker, WorkerHandle},
     steer::SharedClasses,
+    takeover::Predecessors,
     telemetry::Telemetry,
     view::{Demand, SharedView},
 };
@@ -37,6 +38,10 @@ pub(super) struct Shared {
     /// From the kernel's records to enrolment, see [`Wiring::unseen`].
     pub(super) unseen: Arc<Notify>,
     pub(super) telemetry: Arc<Telemetry>,
+    /// The agents before, while they drain.
+    pub(super) predecessors: Predecessors,
+    /// True while a successor takes the pods up.
+    pub(super) frozen: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -54,6 +59,8 @@ impl Shared {
             changes: watch::channel(0).0,
             unseen: Arc::default(),
             telemetry: Arc::new(telemetry),
+            predecessors: Predecessors::default(),
+            frozen: watch::channel(false).0,
         })
     }
 
@@ -85,6 +92,7 @@ impl Shared {
             classes: classes.clone(),
             unseen: self.unseen.clone(),
             telemetry: self.telemetry.clone(),
+            predecessors: self.predecessors.clone(),
         }
     }
 
@@ -94,7 +102,10 @@ impl Shared {
         let mut view = self.view_changes.subscribe();
         let mut pods = self.pod_changes.subscribe();
         let mut wallet = self.wallet_changes.subscribe();
+        // When another agent has taken over nobody changes pods and certificates any more: the View still does.
+        let senders = (self.pod_changes.clone(), self.wallet_changes.clone());
         async move {
+            let _senders = senders;
             loop {
                 let changed = tokio::select! {
                     changed = view.changed() => changed,

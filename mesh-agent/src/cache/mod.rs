@@ -12,12 +12,12 @@ pub use contents::{Contents, Held, Kind, Resources, SharedResources};
 pub use image::ImageError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use image::{decode, encode};
-pub use saver::Saver;
+pub use saver::{Ending, Saver};
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::SystemTime,
 };
 
@@ -102,10 +102,24 @@ impl std::fmt::Display for Owner {
 pub fn load(path: &Path, owner: &Owner) -> Result<Option<Contents>, CacheError> {
     let unreadable = |source| CacheError::File { path: path.to_owned(), source };
     let Some(bytes) = private::read(path).map_err(unreadable)? else { return Ok(None) };
-    let contents = image::decode(&bytes).map_err(|source| CacheError::Image { path: path.to_owned(), source })?;
+    read(&bytes, path, owner).map(Some)
+}
+
+/// What is in force, for a successor: in the form of the file.
+pub fn image_of(resources: &SharedResources, owner: &Owner) -> Vec<u8> {
+    let resources = resources.lock().unwrap_or_else(PoisonError::into_inner);
+    image::encode(&resources.contents(owner, SystemTime::now()))
+}
+
+/// The same checks as [`load`]; `path` is where the bytes are from.
+///
+/// # Errors
+/// See [`CacheError`].
+pub fn read(bytes: &[u8], path: &Path, owner: &Owner) -> Result<Contents, CacheError> {
+    let contents = image::decode(bytes).map_err(|source| CacheError::Image { path: path.to_owned(), source })?;
     let found = Owner { node: contents.node.clone(), control: contents.control.clone() };
     match found == *owner {
-        true => Ok(Some(contents)),
+        true => Ok(contents),
         false => {
             Err(CacheError::Foreign { path: path.to_owned(), found: found.to_string(), expected: owner.to_string() })
         }

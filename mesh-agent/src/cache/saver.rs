@@ -6,7 +6,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -36,6 +36,17 @@ pub struct Saver {
     /// What the file on disk holds, as [`super::Resources::changes`] counts.
     saved: u64,
     backoff: Backoff,
+    /// Held while the file is written, which goes on when nobody waits for it.
+    writing: Arc<Mutex<()>>,
+}
+
+/// How a saver ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// What is not written yet is.
+    Write,
+    /// The file is a successor's: nothing is written, and nothing is being written any more.
+    Leave,
 }
 
 impl Saver {
@@ -43,7 +54,16 @@ impl Saver {
     /// resources are not complete.
     pub fn new(path: PathBuf, owner: Owner, resources: SharedResources, view_changes: watch::Receiver<u64>) -> Self {
         let backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
-        Self { path, owner, resources, view_changes, status: SharedCacheStatus::default(), saved: 0, backoff }
+        Self {
+            path,
+            owner,
+            resources,
+            view_changes,
+            status: SharedCacheStatus::default(),
+            saved: 0,
+            backoff,
+            writing: Arc::default(),
+        }
     }
 
     /// What operators are shown; stays current while the saver runs.
@@ -71,11 +91,16 @@ impl Saver {
         loaded
     }
 
-    /// Runs until `closing`, then writes what is not written yet.
-    pub async fn run(mut self, closing: impl Future<Output = ()>) {
-        tokio::select! {
-            () = self.follow() => {}
-            () = closing => {}
+    /// Runs until `closing` says how to end.
+    pub async fn run(mut self, closing: impl Future<Output = Ending>) {
+        let ending = tokio::select! {
+            () = self.follow() => Ending::Write,
+            ending = closing => ending,
+        };
+        if ending == Ending::Leave {
+            let writing = self.writing.clone();
+            let ended = tokio::task::spawn_blocking(move || drop(writing.lock()));
+            return drop(ended.await);
         }
         if self.saved != self.changes() {
             self.save().await;
@@ -99,7 +124,12 @@ impl Saver {
     async fn save(&mut self) -> Duration {
         let (path, (changes, contents)) = (self.path.clone(), self.copy());
         let begun = Instant::now();
-        let written = tokio::task::spawn_blocking(move || write(&path, &contents)).await;
+        let writing = self.writing.clone();
+        let write = move || {
+            let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            write(&path, &contents)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         let written = written.unwrap_or_else(|broken| Err(io::Error::other(broken)));
         match written {
             Ok(()) => {

@@ -168,7 +168,10 @@ impl Ground {
         let saver = Saver::new(scratch.0.join("state/node-a.view"), owner(), shared.clone(), changes);
         let (status, drain) = (saver.status(), crate::drain::Drain::default());
         let closing = drain.clone();
-        drain.spawn(saver.run(async move { closing.reached(crate::drain::Phase::Closing).await }));
+        drain.spawn(saver.run(async move {
+            closing.reached(crate::drain::Phase::Closing).await;
+            super::Ending::Write
+        }));
         Self { scratch, resources: shared, view_changes, status, drain }
     }
 

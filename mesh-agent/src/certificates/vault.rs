@@ -94,6 +94,19 @@ impl Vault {
         }
     }
 
+    /// Whether a valid certificate of `identity` is kept; whatever is there stays.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn check(&self, identity: &Identity, bundle: &TrustBundle) -> Result<(), String> {
+        match self.read(identity, bundle) {
+            Ok(Some((certificate, _))) if certificate.not_after > SystemTime::now() => Ok(()),
+            Ok(Some(_)) => Err("it has expired".into()),
+            Ok(None) => Err("there is none".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     fn read(
         &self,
         identity: &Identity,

@@ -80,9 +80,13 @@ pub struct RunArguments {
     /// How long new direct connections of a node are allowed after the agent's last heartbeat (a whole number with ms, s, m or h; 0 refuses at once).
     #[arg(long, default_value = "60s")]
     pub direct_max_age: String,
-    /// How long connections may go on after SIGTERM; a whole number with ms, s, m or h.
+    /// How long connections may go on after SIGTERM, or after another agent has taken over; a whole number with ms, s, m or h.
     #[arg(long, default_value = "5s")]
     pub drain_time: String,
+    /// What to do when another agent has taken over and connections have drained: `wait` for SIGTERM, holding nothing, where a
+    /// supervisor would start again what exits (the kubelet).
+    #[arg(long, value_enum, default_value_t = AfterTakeOver::Exit)]
+    pub after_take_over: AfterTakeOver,
     /// Sizes of the kernel's maps.
     #[command(flatten)]
     pub maps: MapArguments,
@@ -137,6 +141,15 @@ pub struct DetachArguments {
     /// As given to `run`.
     #[arg(long)]
     pub cgroup_root: PathBuf,
+}
+
+/// What an agent does that another has followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AfterTakeOver {
+    /// Ends, with exit code 0.
+    Exit,
+    /// Waits for SIGTERM.
+    Wait,
 }
 
 /// Shape of log lines.

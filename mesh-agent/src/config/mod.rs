@@ -3,7 +3,9 @@
 
 mod arguments;
 
-pub use arguments::{CheckArguments, CommandLine, DetachArguments, LogFormat, MapArguments, RunArguments, Verb};
+pub use arguments::{
+    AfterTakeOver, CheckArguments, CommandLine, DetachArguments, LogFormat, MapArguments, RunArguments, Verb,
+};
 
 use std::{
     net::SocketAddr,
@@ -16,7 +18,7 @@ use mesh_common::MAX_WORKERS;
 
 use crate::{
     control::ControlAddress,
-    kernel::{KernelSettings, MapSizes},
+    kernel::{KernelSettings, MAPS_VERSION, MapSizes},
     telemetry::AccessFormat,
 };
 
@@ -42,8 +44,10 @@ pub struct Config {
     pub addresses: Addresses,
     /// One line per connection.
     pub access_log: AccessFormat,
-    /// How long connections may go on after SIGTERM.
+    /// How long connections may go on after SIGTERM, or after another agent has taken over.
     pub drain_time: Duration,
+    /// After that, when another agent has taken over.
+    pub after_take_over: AfterTakeOver,
 }
 
 /// Addresses of the agent's own listeners on the node.
@@ -104,6 +108,7 @@ impl Config {
             kernel: KernelSettings {
                 cgroup_root,
                 bpffs: arguments.bpffs.clone(),
+                maps_version: MAPS_VERSION,
                 node_namespace: None,
                 workers,
                 direct_max_age: direct,
@@ -118,6 +123,7 @@ impl Config {
             addresses: Addresses { metrics, ready, admin },
             access_log: arguments.access_log,
             drain_time: drain,
+            after_take_over: arguments.after_take_over,
         })
     }
 

@@ -19,6 +19,7 @@ use super::{
     claim::Claim,
     descriptors,
     error::{Conflict, NodeError},
+    handover::HandedListener,
     older,
     others::Others,
     pulse::Pulse,
@@ -81,6 +82,8 @@ pub(super) enum Before {
     New,
     /// It is steered: a failure leaves it so, and refused.
     Steered,
+    /// The agent that is still in charge serves it: a failure leaves it to that one.
+    Served,
 }
 
 impl Registry {
@@ -160,6 +163,7 @@ impl Registry {
             match before {
                 Before::New => self.undo(&enrolled).await,
                 Before::Steered => self.refuse(&enrolled).await,
+                Before::Served => {}
             }
             return Err(error);
         }
@@ -168,17 +172,25 @@ impl Registry {
         Ok(uid)
     }
 
-    async fn open_and_steer(&self, enrolled: &mut Enrolled) -> Result<(), EnrolError> {
-        let pod = &enrolled.pod;
-        let listeners = self.open_listeners(pod)?;
+    async fn open_and_steer(&mut self, enrolled: &mut Enrolled) -> Result<(), EnrolError> {
+        let pod = enrolled.pod.clone();
+        let handed = self.take_handed(&pod.uid);
+        enrolled.others.steered.clone_from(&handed.others);
+        let listeners = self.open_listeners(&pod, handed.listeners)?;
         // Connections look their pod up as soon as they are accepted.
-        self.change_pods(|table| table.insert(pod));
+        self.change_pods(|table| {
+            table.insert(&pod);
+            table.put_others(&pod, &handed.others);
+        });
         for (worker, kind, listener) in listeners {
-            self.wiring.workers[worker].serve(pod.clone(), kind, listener).await.map_err(NodeError::Worker)?;
+            self.serve(worker, &pod, kind, listener).await.map_err(NodeError::Worker)?;
         }
         steer(&self.wiring.kernel, enrolled, self.class_of(pod.id))?;
         self.tell_change();
-        enrolled.older = older::find(&self.wiring.kernel, &enrolled.pod).map_err(NodeError::Kernel)?;
+        enrolled.older = match handed.older {
+            Some(older) => older,
+            None => older::find(&self.wiring.kernel, &enrolled.pod).map_err(NodeError::Kernel)?,
+        };
         Ok(())
     }
 
@@ -186,17 +198,34 @@ impl Registry {
         self.wiring.classes.load().get(&pod).copied().unwrap_or_default()
     }
 
-    fn open_listeners(&self, pod: &Pod) -> Result<Vec<(usize, Listener, OwnedFd)>, EnrolError> {
+    /// Those that were handed over, and what is missing. More than one for a worker, from an agent with more of them, are
+    /// served too: connections wait in their queues.
+    fn open_listeners(
+        &self,
+        pod: &Pod,
+        mut handed: Vec<HandedListener>,
+    ) -> Result<Vec<(usize, Listener, OwnedFd)>, EnrolError> {
         let refused = |error| EnrolError::Listener(causes(&error));
         let mut listeners = Vec::new();
         for address in &pod.addresses {
             for kind in KINDS {
                 for worker in 0..self.wiring.workers.len() {
-                    let listener = listener::open(pod.network_namespace.as_fd(), *address, kind).map_err(refused)?;
+                    let is_it = |one: &mut HandedListener| {
+                        one.worker == worker && one.address.ip() == *address && one.address.port() == kind.port()
+                    };
+                    let listener: OwnedFd = match handed.extract_if(.., is_it).next() {
+                        Some(found) => found.listener,
+                        None => listener::open(pod.network_namespace.as_fd(), *address, kind).map_err(refused)?.into(),
+                    };
                     let inserted = self.wiring.kernel.insert_listener(*address, kind, worker as u32, &listener);
                     inserted.map_err(NodeError::Kernel)?;
-                    listeners.push((worker, kind, listener.into()));
+                    listeners.push((worker, kind, listener));
                 }
+            }
+        }
+        for HandedListener { address, worker, listener } in handed {
+            if let Some(kind) = KINDS.into_iter().find(|kind| kind.port() == address.port()) {
+                listeners.push((worker % self.wiring.workers.len(), kind, listener));
             }
         }
         Ok(listeners)

@@ -37,7 +37,7 @@ pub enum EnrolError {
     #[error("{0}")]
     Node(#[from] NodeError),
     /// The agent is about to end.
-    #[error("the agent is stopping")]
+    #[error("the agent is stopping, or another has taken over: ask again")]
     Stopping,
 }
 
@@ -94,6 +94,14 @@ pub enum NodeError {
     /// inotify.
     #[error("watch for the end of pods: {0}")]
     Wakeups(std::io::Error),
+    /// A pod that is steered cannot be taken up, and nobody else would refuse what it does.
+    #[error("pod {pod} is steered and cannot be taken up: {reason}")]
+    NotTakenUp {
+        /// Its uid, or what is known of it.
+        pod: String,
+        /// Why not.
+        reason: String,
+    },
     /// The file that outlives a restart.
     #[error(transparent)]
     Record(#[from] RecordError),

@@ -5,6 +5,7 @@ mod admission;
 mod claim;
 mod descriptors;
 mod error;
+mod handover;
 mod older;
 mod others;
 mod pulse;
@@ -18,6 +19,7 @@ mod wakeups;
 pub use claim::{Claim, InvalidField, NamespaceSource};
 pub use descriptors::{DescriptorError, check_room, raise_limit};
 pub use error::{Conflict, EnrolError, NodeError};
+pub use handover::{Handed, HandedListener, HandedPod};
 pub use older::{SharedOlder, count_open};
 pub use pulse::Death;
 #[cfg(any(test, fuzzing))]
@@ -114,6 +116,13 @@ impl PodTable {
     fn put_others(&mut self, pod: &Arc<Pod>, others: &[IpAddr]) {
         self.by_address.retain(|address, of| of.uid != pod.uid || pod.addresses.contains(address));
         self.by_address.extend(others.iter().map(|address| (*address, pod.clone())));
+    }
+
+    /// Forgets a pod that the agent in charge has withdrawn.
+    pub(crate) fn forget(&mut self, uid: &str) {
+        if let Some(pod) = self.by_uid.get(uid).cloned() {
+            self.remove(&pod);
+        }
     }
 
     fn remove(&mut self, pod: &Pod) {

@@ -47,6 +47,7 @@ impl Registry {
     /// Takes up the pods of before a restart.
     pub(super) async fn restore(&mut self, records: Vec<PodRecord>) -> Result<(), NodeError> {
         let adopted = self.wiring.kernel.pods()?;
+        self.check_recorded(&records)?;
         // What POLICY says about a pod's class holds until the View comes.
         self.wiring.classes.store(Arc::new(adopted.iter().map(|pod| (pod.pod.0, pod.class)).collect()));
         let numbers = adopted.iter().map(|pod| pod.pod.0).chain(records.iter().map(|record| record.id));
@@ -56,7 +57,7 @@ impl Registry {
             let uid = record.claim.uid.clone();
             match self.take_up(record.clone()).await {
                 Ok(_) => tracing::info!(uid, "pod found again"),
-                Err(error) => self.fail(record, &error),
+                Err(error) => self.fail_at_start(record, &error)?,
             }
         }
         for AdoptedPod { pod, cookie, .. } in adopted.into_iter().filter(|adopted| !recorded.contains(&adopted.pod.0)) {
@@ -65,12 +66,51 @@ impl Registry {
                 cookie,
                 "a steered pod without a record is refused until it is enrolled or gone"
             );
-            self.refuse_all(pod);
+            if self.handed.is_none() {
+                self.refuse_all(pod);
+            }
             self.unrecorded.insert(cookie, pod.0);
         }
-        self.bury_unrecorded();
+        if self.handed.is_none() {
+            self.bury_unrecorded();
+        }
         self.publish_failed();
         Ok(())
+    }
+
+    /// Maps that are new know only what records tell of: what else is steered would be let by.
+    fn check_recorded(&self, records: &[PodRecord]) -> Result<(), NodeError> {
+        let kernel = &self.wiring.kernel;
+        if !kernel.is_new() {
+            return Ok(());
+        }
+        for cookie in kernel.steered_namespaces()? {
+            if !records.iter().any(|record| record.cookie == cookie) && !kernel.is_namespace_gone(cookie)? {
+                let pod = format!("in the network namespace with cookie {cookie}");
+                let reason = "it has no record; enrol it or let it end under the agent of before".into();
+                return Err(NodeError::NotTakenUp { pod, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn fail_at_start(&mut self, record: PodRecord, error: &EnrolError) -> Result<(), NodeError> {
+        let uid = record.claim.uid.clone();
+        let is_dead = matches!(error, EnrolError::Dead(_));
+        match &self.handed {
+            // Buried when this agent is in charge.
+            Some(_) if is_dead => {
+                self.failed.insert(uid.into(), Failed { record, reason: error.to_string() });
+                Ok(())
+            }
+            _ if !is_dead && (self.wiring.kernel.is_new() || self.is_handed(&uid)) => {
+                Err(NodeError::NotTakenUp { pod: uid, reason: error.to_string() })
+            }
+            _ => {
+                self.fail(record, error);
+                Ok(())
+            }
+        }
     }
 
     async fn take_up(&mut self, record: PodRecord) -> Result<Arc<str>, EnrolError> {
@@ -86,7 +126,8 @@ impl Registry {
             return Err(InvalidField { field: "cgroup_path", reason }.into());
         }
         let pulse = Pulse::new(&claim, &namespace)?;
-        self.install(id, claim, namespace, pulse, sysctls, Before::Steered).await
+        let before = if self.is_handed(&claim.uid) { Before::Served } else { Before::Steered };
+        self.install(id, claim, namespace, pulse, sysctls, before).await
     }
 
     /// The dead are withdrawn; all others stay steered, and nothing but the agent may let them pass.

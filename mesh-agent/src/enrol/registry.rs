@@ -18,6 +18,7 @@ use crate::{
     kernel::{Kernel, PodId},
     path::{WorkerError, WorkerHandle},
     steer::SharedClasses,
+    takeover::Predecessors,
     telemetry::Telemetry,
     view::{SharedView, View},
 };
@@ -26,6 +27,7 @@ use super::{
     EnrolError, Enrolment, Pod, SharedOlder, SharedPods,
     claim::Claim,
     error::NodeError,
+    handover::{Handed, Waiting},
     older,
     others::Others,
     pulse::{Death, Pulse},
@@ -72,6 +74,8 @@ pub struct Wiring {
     pub unseen: Arc<Notify>,
     /// Metrics series of a dead pod are forgotten there.
     pub telemetry: Arc<Telemetry>,
+    /// The agents before, while they drain.
+    pub predecessors: Predecessors,
 }
 
 /// One enrolled pod with all that its end needs.
@@ -102,6 +106,10 @@ pub struct Registry {
     /// Numbers of steered pods that no record tells of, by the cookie of their namespace.
     pub(super) unrecorded: HashMap<u64, u32>,
     pub(super) last_id: u32,
+    /// From the agent before, for pods that are being taken up.
+    pub(super) handed: Option<Handed>,
+    /// Listeners that are accepted on when this agent is in charge; none: it is.
+    pub(super) waiting: Option<Vec<Waiting>>,
     older: SharedOlder,
     wakeups: Wakeups,
     events: broadcast::Sender<PodEvent>,
@@ -109,12 +117,17 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts with the pods that were enrolled before a restart and still live; what the kernel holds of others is
-    /// removed.
+    /// Starts with the pods that were enrolled before and still live; what the kernel holds of others is removed. `handed`:
+    /// what the agent that is still in charge has handed over. Nothing is accepted before [`Registry::accept`].
     ///
     /// # Errors
-    /// The record, the kernel's maps or inotify cannot be read. A pod that cannot be taken up again stays steered, is refused, and is tried again.
-    pub async fn start(settings: RegistrySettings, wiring: Wiring) -> Result<(Self, Enrolment), NodeError> {
+    /// The record, the kernel's maps or inotify cannot be read. A pod that cannot be taken up again stays steered, is refused,
+    /// and is tried again; it is an error when the agent before serves it, or when only that one's programs would refuse it.
+    pub async fn start(
+        settings: RegistrySettings,
+        wiring: Wiring,
+        handed: Option<Handed>,
+    ) -> Result<(Self, Enrolment), NodeError> {
         let (enrolment, requests) = Enrolment::channel();
         let record = Record::load(&settings.record)?;
         let wakeups = Wakeups::new().map_err(NodeError::Wakeups)?;
@@ -126,6 +139,8 @@ impl Registry {
             failed: HashMap::new(),
             unrecorded: HashMap::new(),
             last_id: record.last_id,
+            handed,
+            waiting: Some(Vec::new()),
             older: SharedOlder::default(),
             wakeups,
             events: broadcast::channel(EVENTS).0,
@@ -144,10 +159,13 @@ impl Registry {
     pub async fn run(mut self) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.follow_view();
+        self.follow_addresses();
         loop {
             self.wakeups.set(&self.watched_places());
             tokio::select! {
                 request = self.requests.recv() => match request {
+                    Some(Request::HandOver(answer, taken)) => if self.hand_over(answer, taken).await { return },
                     Some(request) => self.answer(request).await,
                     None => return,
                 },
@@ -174,6 +192,8 @@ impl Registry {
             Request::Enrol(request, answer) => drop(answer.send(self.enrol(&request).await)),
             Request::Withdraw(uid, answer) => drop(answer.send(self.withdraw(&uid).await)),
             Request::List(answer) => drop(answer.send((self.list(), self.events.subscribe()))),
+            // Ends the registry: seen to in `run`.
+            Request::HandOver(..) => {}
         }
     }
 
@@ -236,8 +256,10 @@ impl Registry {
             let (workers, uid) = (self.wiring.workers.clone(), uid.clone());
             ending.spawn(async move { workers[number].withdraw(uid).await });
         }
+        // An agent that drains holds connections of the pod, too.
+        let (ended, ()) = tokio::join!(ending.join_all(), self.wiring.predecessors.withdraw(uid));
         // A worker that has ended holds nothing any more; the others must still let go.
-        ending.join_all().await.into_iter().collect()
+        ended.into_iter().collect()
     }
 
     /// Removes pods that have died; tries again those that failed.

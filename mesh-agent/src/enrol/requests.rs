@@ -3,7 +3,9 @@
 use mesh_api::proto::admin::{EnrolRequest, Pod as PodMessage, PodEvent};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::EnrolError;
+use crate::path::WorkerError;
+
+use super::{EnrolError, Handed};
 
 /// Requests that wait; more make the caller wait.
 const QUEUE: usize = 64;
@@ -14,6 +16,7 @@ pub(super) enum Request {
     Enrol(Box<EnrolRequest>, oneshot::Sender<Result<(), EnrolError>>),
     Withdraw(String, oneshot::Sender<Result<(), EnrolError>>),
     List(oneshot::Sender<(Vec<PodMessage>, broadcast::Receiver<PodEvent>)>),
+    HandOver(oneshot::Sender<Result<Handed, WorkerError>>, oneshot::Receiver<()>),
 }
 
 /// Asks the registry; cheap to clone.
@@ -49,6 +52,15 @@ impl Enrolment {
     /// The agent is stopping.
     pub async fn list(&self) -> Result<(Vec<PodMessage>, broadcast::Receiver<PodEvent>), EnrolError> {
         self.ask(Request::List).await
+    }
+
+    /// All that a successor needs of the pods. From then on nothing of them changes, until `taken` is told that they are the
+    /// successor's (the registry ends) or is dropped (it goes on).
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn hand_over(&self, taken: oneshot::Receiver<()>) -> Result<Result<Handed, WorkerError>, EnrolError> {
+        self.ask(|answer| Request::HandOver(answer, taken)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, EnrolError> {

@@ -57,7 +57,7 @@ impl Kernel {
     /// The ring buffer could not be mapped.
     pub fn events(&self) -> Result<Events, KernelError> {
         let failed = |source| KernelError::Load(Box::new(source));
-        let map = MapData::from_pin(self.pins.maps().join("EVENTS")).map_err(failed)?;
+        let map = MapData::from_pin(self.pins.map("EVENTS")).map_err(failed)?;
         let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(failed)?;
         Ok(Events { ring })
     }

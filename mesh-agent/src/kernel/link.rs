@@ -148,13 +148,14 @@ fn query(cgroup: BorrowedFd<'_>, hook: Hook, flags: u32) -> io::Result<Vec<u32>>
 const QUERY_EFFECTIVE: u32 = 1;
 
 /// A link that this start created or updated, and how to take that back.
+#[derive(Debug)]
 enum Step {
     Created { pin: PathBuf },
     Updated { link: OwnedFd, before: OwnedFd },
 }
 
 /// Attaches and updates links, and takes everything back in reverse unless it is kept.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Change {
     steps: Vec<Step>,
 }
@@ -186,6 +187,22 @@ impl Change {
         sys::pin(link.as_fd(), pin).map_err(|source| failed("pinning link", source))?;
         self.steps.push(Step::Created { pin: pin.to_owned() });
         Ok(())
+    }
+
+    /// As [`Change::put`], but leaves a link that is attached to whoever runs it.
+    pub(super) fn put_if_none(
+        &mut self,
+        hook: Hook,
+        program: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        pin: &Path,
+        is_attached: impl Fn(&LinkInfo) -> bool,
+    ) -> Result<(), KernelError> {
+        let found = sys::open_pinned(pin).and_then(|link| info(link.as_fd()));
+        if found.is_ok_and(|link| is_attached(&link)) {
+            return Ok(());
+        }
+        self.put(hook, program, target, pin, is_attached)
     }
 
     /// Updates a pinned link of a network namespace; removes the pin when the namespace is gone.

@@ -1,7 +1,6 @@
 //! Loading: the object's maps are created and pinned, or found pinned; its programs are verified. Attaches nothing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramType, SkLookup, SockOps};
 use aya::sys::{BpfHelper, is_helper_supported};
@@ -9,6 +8,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 
 use super::link::Hook;
 use super::maps::{Maps, NAMES};
+use super::pins::Pins;
 use super::{KernelError, KernelSettings};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
@@ -30,15 +30,15 @@ impl Programs {
     }
 }
 
-/// Loads the programs on the maps pinned in `directory`, creating those that are not there.
-pub(super) fn load(directory: &Path, settings: &KernelSettings) -> Result<(Programs, Maps), KernelError> {
+/// Loads the programs on the pinned maps, creating those that are not there.
+pub(super) fn load(pins: &Pins, settings: &KernelSettings) -> Result<(Programs, Maps), KernelError> {
     let has_set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
-    load_for(directory, settings, has_set_retval.map_err(refused)?)
+    load_for(pins, settings, has_set_retval.map_err(refused)?)
 }
 
 /// The same for a kernel with or without `bpf_set_retval` (5.18), which chooses the error of a refused `connect`.
 pub(super) fn load_for(
-    directory: &Path,
+    pins: &Pins,
     settings: &KernelSettings,
     has_set_retval: bool,
 ) -> Result<(Programs, Maps), KernelError> {
@@ -48,7 +48,7 @@ pub(super) fn load_for(
     loader.btf(None);
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
     for name in NAMES {
-        loader.map_pin_path(name, directory.join(name));
+        loader.map_pin_path(name, pins.map(name));
     }
     for (name, size) in settings.map_entries() {
         loader.map_max_entries(name, size);
@@ -58,7 +58,7 @@ pub(super) fn load_for(
     for hook in Hook::CGROUP.into_iter().chain([Hook::Lookup]) {
         programs.push((hook, load_one(&mut object, hook.program())?));
     }
-    Ok((Programs(programs), Maps::open(directory)?))
+    Ok((Programs(programs), Maps::open(pins)?))
 }
 
 fn load_one(object: &mut Ebpf, name: &str) -> Result<OwnedFd, KernelError> {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
 
 use mesh_common::abi::{
     AddressEntry, BackendKey, CgroupMark, Endpoint, Flow, Ip16, ListenKey, Meta, PendingKey, PodEntry, PolicyKey,
@@ -10,6 +9,7 @@ use mesh_common::abi::{
 };
 use mesh_common::counter::Counter;
 
+use super::pins::Pins;
 use super::sys::{self, Attributes, Command, Map};
 use super::{KernelError, KernelSettings};
 
@@ -55,26 +55,30 @@ pub(super) const NAMES: [&str; 17] = [
     "EVENTS",
 ];
 
+/// Those that sockets, handshakes and live connections carry on: whichever version of the programs comes next finds what the
+/// one before it wrote. Their layout never changes; a new need gets a map beside them.
+pub(super) const KEPT: [&str; 5] = ["META", "PENDING", "TICKET", "FLOWS", "AGENT"];
+
 impl Maps {
-    /// Opens the maps that are pinned in a directory.
-    pub(super) fn open(directory: &Path) -> Result<Self, KernelError> {
+    /// Opens the maps that are pinned.
+    pub(super) fn open(pins: &Pins) -> Result<Self, KernelError> {
         Ok(Self {
-            settings: open(directory, "SETTINGS")?,
-            heartbeat: open(directory, "HEARTBEAT")?,
-            counters: PerCpu(open(directory, "COUNTERS")?),
-            pods: open(directory, "PODS")?,
-            addresses: open(directory, "PODIP")?,
-            cgroups: open(directory, "CGROUPS")?,
-            probes: open(directory, "PROBES")?,
-            listen: open(directory, "LISTEN")?,
-            policy: open(directory, "POLICY")?,
-            services: open(directory, "SERVICES")?,
-            backends: open(directory, "BACKENDS")?,
-            pending: open(directory, "PENDING")?,
-            tickets: open(directory, "TICKET")?,
-            flows: open(directory, "FLOWS")?,
-            meta: open(directory, "META")?,
-            agent: open(directory, "AGENT")?,
+            settings: open(pins, "SETTINGS")?,
+            heartbeat: open(pins, "HEARTBEAT")?,
+            counters: PerCpu(open(pins, "COUNTERS")?),
+            pods: open(pins, "PODS")?,
+            addresses: open(pins, "PODIP")?,
+            cgroups: open(pins, "CGROUPS")?,
+            probes: open(pins, "PROBES")?,
+            listen: open(pins, "LISTEN")?,
+            policy: open(pins, "POLICY")?,
+            services: open(pins, "SERVICES")?,
+            backends: open(pins, "BACKENDS")?,
+            pending: open(pins, "PENDING")?,
+            tickets: open(pins, "TICKET")?,
+            flows: open(pins, "FLOWS")?,
+            meta: open(pins, "META")?,
+            agent: open(pins, "AGENT")?,
         })
     }
 }
@@ -111,10 +115,10 @@ impl Maps {
 }
 
 fn open<K: mesh_common::abi::Plain, V: mesh_common::abi::Plain>(
-    directory: &Path,
+    pins: &Pins,
     name: &str,
 ) -> Result<Map<K, V>, KernelError> {
-    Map::open(&directory.join(name)).map_err(|source| KernelError::system(format!("opening map {name}"), source))
+    Map::open(&pins.map(name)).map_err(|source| KernelError::system(format!("opening map {name}"), source))
 }
 
 /// COUNTERS: one value per counter and CPU.

@@ -3,6 +3,7 @@
 //! are in `mesh_common`, made by the hooks from the maps that are written here.
 
 mod cgroup;
+mod charge;
 mod classes;
 pub mod diag;
 mod error;
@@ -24,22 +25,22 @@ mod steering;
 mod sys;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mesh_common::MAX_WORKERS;
 use mesh_common::abi::Settings;
 
 use cgroup::CgroupRoot;
-use link::{Change, Hook, LinkInfo};
 use load::Programs;
 use maps::Maps;
 use pins::Pins;
 use steering::Installed;
 
 pub use cgroup::{PodCgroup, subtree};
+pub use charge::Attached;
 pub use error::KernelError;
 pub use events::Events;
 #[cfg(any(test, fuzzing))]
@@ -50,6 +51,7 @@ pub use interface::AddressWatch;
 pub use mesh_common::abi::{Direction, FlowFlags, Listener, PolicyKey, PolicyValue, Record, RecordKind};
 pub use mesh_common::counter::Counter;
 pub use namespace::NetworkNamespace;
+pub use pins::MAPS_VERSION;
 pub use pods::{AdoptedPod, PodId, PodSteering};
 pub(crate) use policy::look_up;
 pub use socket::Origin;
@@ -62,6 +64,8 @@ pub struct KernelSettings {
     pub cgroup_root: PathBuf,
     /// Where maps and links are pinned; mounted as bpffs when it is not.
     pub bpffs: PathBuf,
+    /// How the maps are laid out that are made anew when that changes: [`MAPS_VERSION`], or what a build after this one says.
+    pub maps_version: &'static str,
     /// The network namespace of the node itself; none: the one that the agent runs in.
     pub node_namespace: Option<PathBuf>,
     /// Worker threads that will beat, 1 to [`mesh_common::MAX_WORKERS`].
@@ -116,6 +120,10 @@ pub struct Kernel {
     maps: Maps,
     programs: Programs,
     workers: u32,
+    /// The maps of this version were made by this start: nothing that runs knows them yet.
+    is_new: bool,
+    /// Our programs are on the hooks. Before, nothing is written that another agent's programs go by.
+    is_attached: AtomicBool,
     /// What SETTINGS holds; locked while pods come and go, which changes it.
     settings: Mutex<Settings>,
     /// What the maps compiled from the View hold; none until they were read or written once.
@@ -123,32 +131,54 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs, re-opens or creates the pinned maps below `BPFFS/v1/`, and attaches the hooks; where a pinned link
-    /// exists its program is replaced atomically (readers first, connect hooks last, rolled back in reverse).
+    /// [`Kernel::prepare`] and [`Kernel::attach`] at once, for who has no pods to write in between.
     ///
     /// # Errors
     /// Missing kernel features or rights, a cgroup root that is no cgroup v2, wrong settings. What was attached by this
     /// call is taken back.
     pub fn start(settings: &KernelSettings) -> Result<Self, KernelError> {
-        settings.check()?;
-        let root = CgroupRoot::open(&settings.cgroup_root)?;
-        let pins = Pins::prepare(&settings.bpffs)?;
-        Self::start_on(settings, root, pins.clone()).inspect_err(|_| pins.remove_if_unused())
+        let kernel = Self::prepare(settings)?;
+        match kernel.attach() {
+            Ok(attached) => attached.keep(),
+            Err(error) => {
+                kernel.abandon();
+                return Err(error);
+            }
+        }
+        Ok(kernel)
     }
 
-    fn start_on(settings: &KernelSettings, root: CgroupRoot, pins: Pins) -> Result<Self, KernelError> {
-        let (programs, maps) = load::load(pins.maps(), settings)?;
+    /// Loads the programs and re-opens or creates the pinned maps. Attaches nothing: whoever is in charge stays so.
+    ///
+    /// # Errors
+    /// As [`Kernel::start`].
+    pub fn prepare(settings: &KernelSettings) -> Result<Self, KernelError> {
+        settings.check()?;
+        let root = CgroupRoot::open(&settings.cgroup_root)?;
+        let pins = Pins::prepare(&settings.bpffs, settings.maps_version)?;
+        let is_new = !pins.are_in_force();
+        let prepared = Self::prepare_on(settings, root, pins.clone(), is_new);
+        prepared.inspect_err(|_| pins.take_back(is_new))
+    }
+
+    fn prepare_on(settings: &KernelSettings, root: CgroupRoot, pins: Pins, is_new: bool) -> Result<Self, KernelError> {
+        if is_new {
+            pins.clear_maps()?;
+        }
+        let (programs, maps) = load::load(&pins, settings)?;
         maps.report_sizes(settings);
         let node = match &settings.node_namespace {
             Some(path) => NetworkNamespace::open(path)?,
             None => NetworkNamespace::current()?,
         };
-        let kernel = Self {
+        Ok(Self {
             pins,
             root,
             maps,
             programs,
             workers: settings.workers,
+            is_new,
+            is_attached: AtomicBool::new(false),
             settings: Mutex::new(Settings {
                 node_namespace: node.cookie(),
                 direct_max_age_ns: u64::try_from(settings.direct_max_age.as_nanos()).unwrap_or(u64::MAX),
@@ -156,10 +186,7 @@ impl Kernel {
                 cgroup_levels: 0,
             }),
             installed: Mutex::new(None),
-        };
-        kernel.adopt_cgroup_levels()?;
-        kernel.attach()?;
-        Ok(kernel)
+        })
     }
 
     /// Removes every link and map of the node (connect hooks first) and unmounts `bpffs`, if an agent mounted it: plain
@@ -168,10 +195,11 @@ impl Kernel {
     /// # Errors
     /// A pin that could not be removed; the others are removed all the same.
     pub fn detach(bpffs: &Path) -> Result<(), KernelError> {
-        Pins::at(bpffs).remove()
+        Pins::at(bpffs, MAPS_VERSION).remove()
     }
 
-    /// Says that a worker is alive. Every 500 ms or so, and only while the agent holds a View.
+    /// Says that a worker is alive. Every 500 ms or so, and only while the agent holds a View. Not before our programs are on
+    /// the hooks: that would speak for another agent, which may hang.
     ///
     /// # Errors
     /// A worker number that is not below [`KernelSettings::workers`].
@@ -179,6 +207,10 @@ impl Kernel {
         if worker >= self.workers {
             return Err(KernelError::Setting { name: "workers", reason: format!("there is no worker {worker}") });
         }
+        if self.is_attached() { self.beat(worker) } else { Ok(()) }
+    }
+
+    fn beat(&self, worker: u32) -> Result<(), KernelError> {
         self.maps
             .heartbeat
             .set(&worker, &monotonic_ns(), sys::ANY)
@@ -207,28 +239,6 @@ impl Kernel {
         let total = |counter: &Counter| Ok((*counter, self.maps.counters.total(*counter)?));
         let totals: io::Result<Vec<_>> = Counter::ALL.iter().map(total).collect();
         totals.map_err(|source| KernelError::system("reading the counters", source))
-    }
-
-    /// Puts the programs on their hooks: sk_lookup of the pods of before between the readers and the connect hooks.
-    fn attach(&self) -> Result<(), KernelError> {
-        let mut change = Change::default();
-        let (before, after) = Hook::CGROUP.split_at(Hook::BEFORE_LOOKUP);
-        for hook in before {
-            self.put(&mut change, *hook)?;
-        }
-        for pin in self.pins.lookups()? {
-            change.refresh(&pin, self.programs.of(Hook::Lookup)?)?;
-        }
-        for hook in after {
-            self.put(&mut change, *hook)?;
-        }
-        change.keep();
-        Ok(())
-    }
-
-    fn put(&self, change: &mut Change, hook: Hook) -> Result<(), KernelError> {
-        let is_attached = |link: &LinkInfo| link.cgroup() == self.root.id();
-        change.put(hook, self.programs.of(hook)?, self.root.as_fd(), &self.pins.link(hook), is_attached)
     }
 }
 

@@ -163,7 +163,12 @@ impl Kernel {
         let mut change = Change::default();
         let pin = self.pins.lookup(pod.cookie);
         let is_attached = |link: &LinkInfo| link.namespace_inode() != 0;
-        change.put(Hook::Lookup, self.programs.of(Hook::Lookup)?, pod.namespace, &pin, is_attached)?;
+        let program = self.programs.of(Hook::Lookup)?;
+        match self.is_attached() {
+            true => change.put(Hook::Lookup, program, pod.namespace, &pin, is_attached)?,
+            // Another agent's may be there: it is updated in its turn.
+            false => change.put_if_none(Hook::Lookup, program, pod.namespace, &pin, is_attached)?,
+        }
         self.maps.pods.set(&pod.cookie, &pod.entry(), sys::ANY).map_err(writing("PODS"))?;
         change.keep();
         // Of an earlier state of the same pod.
@@ -186,6 +191,9 @@ impl Kernel {
             let mark = CgroupMark { pod: *pod, level: cgroup.level };
             self.maps.cgroups.set(&cgroup.id, &mark, sys::ANY).map_err(writing("CGROUPS"))?;
             settings.cgroup_levels |= 1_u32.checked_shl(cgroup.level).unwrap_or(0);
+        }
+        if !self.is_attached() {
+            return Ok(());
         }
         self.maps.settings.set(&0, settings, sys::ANY).map_err(writing("SETTINGS"))
     }

@@ -124,6 +124,30 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     object_info::<Start>(program).map(|[_, id]| id)
 }
 
+/// Maps that a program of ours uses; more are not looked at.
+const PROGRAM_MAPS: usize = 64;
+
+/// The ids of the maps that a program uses.
+pub(super) fn maps_of_program(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// Start of `struct bpf_prog_info`: up to the ids of its maps. Source: Linux, include/uapi/linux/bpf.h.
+    #[repr(C)]
+    struct Start {
+        before: [u64; 6],
+        created_by: u32,
+        map_count: u32,
+        map_ids: u64,
+    }
+    let mut ids = [0_u32; PROGRAM_MAPS];
+    let mut info =
+        Start { before: [0; 6], created_by: 0, map_count: PROGRAM_MAPS as u32, map_ids: ids.as_mut_ptr() as u64 };
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(number(program), size_of::<Start>() as u32);
+    attributes[1] = (&raw mut info) as u64;
+    // SAFETY: the kernel reads and writes at most the length that is given, and at most as many ids as there is room for.
+    unsafe { bpf(Command::ObjectInfo, &mut attributes) }?;
+    Ok(ids[..(info.map_count as usize).min(PROGRAM_MAPS)].to_vec())
+}
+
 /// A map by descriptor.
 #[derive(Debug)]
 pub(super) struct Map<K, V> {

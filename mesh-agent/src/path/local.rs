@@ -1,10 +1,19 @@
 //! What one worker owns: its pods' tunnels and tasks, its live connections, its caches. Never leaves its thread.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_api::Identity;
 use rustls::ServerConfig;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 
 use super::{context::Context, live::Table};
 use crate::{
@@ -27,6 +36,8 @@ const CLAIMING_SERIES: usize = 1024;
 #[derive(Debug)]
 pub(super) struct PodState {
     pub pod: Arc<Pod>,
+    /// Those that are accepted on; the accept loops own them.
+    pub listeners: RefCell<Vec<Weak<TcpListener>>>,
     /// Tunnels from the pod.
     pub pool: Pool,
     /// Every task that works for the pod.
@@ -40,7 +51,7 @@ impl PodState {
     /// `dialled` counts what servers send to the pod's tunnels beyond the limits.
     pub fn new(pod: Arc<Pod>, drain: Drain, dialled: Arc<Refusals>) -> Self {
         let pool = Pool::new(drain.clone(), dialled);
-        Self { pod, pool, drain, handshakes: Rc::default(), tunnels: Rc::default() }
+        Self { pod, listeners: RefCell::default(), pool, drain, handshakes: Rc::default(), tunnels: Rc::default() }
     }
 }
 

@@ -33,4 +33,4 @@ pub(crate) use inbound::{Tunnel, request_origin};
 pub use live::ConnectionSnapshot;
 pub use origin::{OWN_PORTS, Origin, OriginError};
 pub use resolve::{Caller, NextHop, PlaintextReason, Question, ResolveError, Route};
-pub use worker::{Worker, WorkerError, WorkerHandle};
+pub use worker::{SharedListener, Worker, WorkerError, WorkerHandle};

@@ -1,7 +1,14 @@
 //! One thread of the data path: a single-threaded runtime whose connections never leave it, spoken to by messages. The
 //! handle is what enrolment, admin and shutdown hold.
 
-use std::{net::TcpListener, os::fd::OwnedFd, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -48,10 +55,22 @@ pub enum WorkerError {
 
 enum Command {
     Serve(Arc<Pod>, Listener, OwnedFd, oneshot::Sender<std::io::Result<()>>),
+    Share(oneshot::Sender<std::io::Result<Vec<SharedListener>>>),
     Withdraw(Arc<str>, oneshot::Sender<()>),
     Connections(oneshot::Sender<Vec<ConnectionSnapshot>>),
     Refused(oneshot::Sender<Vec<ConnectionRecord>>),
     Drain(Duration, oneshot::Sender<()>),
+}
+
+/// A listener that a worker accepts on, under a descriptor of its own.
+#[derive(Debug)]
+pub struct SharedListener {
+    /// Of the pod.
+    pub uid: Arc<str>,
+    /// Where it listens; the port says of what kind it is.
+    pub address: SocketAddr,
+    /// The same socket: its queue outlives the worker.
+    pub listener: OwnedFd,
 }
 
 /// Starts workers.
@@ -69,6 +88,7 @@ impl std::fmt::Debug for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Serve(..) => "Serve",
+            Self::Share(_) => "Share",
             Self::Withdraw(..) => "Withdraw",
             Self::Connections(_) => "Connections",
             Self::Refused(_) => "Refused",
@@ -109,6 +129,14 @@ impl WorkerHandle {
     /// The descriptor is no listening socket, or the worker has ended.
     pub async fn serve(&self, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -> Result<(), WorkerError> {
         self.ask(|answer| Command::Serve(pod, kind, listener, answer)).await?.map_err(WorkerError::Listener)
+    }
+
+    /// All listeners that it accepts on, for a successor; it goes on accepting.
+    ///
+    /// # Errors
+    /// Descriptors are used up, or the worker has ended.
+    pub async fn share(&self) -> Result<Vec<SharedListener>, WorkerError> {
+        self.ask(Command::Share).await?.map_err(WorkerError::Listener)
     }
 
     /// Ends all that is done for a pod: GOAWAY, RST, listeners. Answers when every socket of it is closed.
@@ -180,7 +208,7 @@ async fn run(worker: Rc<Local>, mut mailbox: mpsc::Receiver<Command>) {
                     draining = Some((Box::pin(drain(worker.clone(), tasks.clone(), deadline)), answer));
                 }
                 // A pod that comes now would be served by nobody: who asks hears that the worker has ended.
-                Some(Command::Serve(..)) if draining.is_some() => (),
+                Some(Command::Serve(..) | Command::Share(_)) if draining.is_some() => (),
                 Some(command) => obey(&worker, &tasks, command),
             },
             answer = ended(&mut draining) => {
@@ -225,6 +253,9 @@ fn obey(worker: &Rc<Local>, tasks: &Drain, command: Command) {
         Command::Serve(pod, kind, listener, answer) => {
             answer.send(serve(worker, pod, kind, listener)).ok();
         }
+        Command::Share(answer) => {
+            answer.send(share(worker)).ok();
+        }
         Command::Withdraw(uid, answer) => {
             let pod = worker.pods.borrow_mut().remove(&uid);
             let worker = worker.clone();
@@ -249,8 +280,9 @@ fn serve(worker: &Rc<Local>, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -
     let listener = TcpListener::from(listener);
     listener.set_nonblocking(true)?;
     net::prepare(&listener, if kind == Listener::Hbone { Leg::Tunnel } else { Leg::App })?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let listener = Rc::new(tokio::net::TcpListener::from_std(listener)?);
     let state = worker.pods.borrow_mut().entry(pod.uid.clone()).or_insert_with(|| pod_state(worker, pod)).clone();
+    state.listeners.borrow_mut().push(Rc::downgrade(&listener));
     let drain = state.drain.clone();
     let worker = worker.clone();
     drain.clone().spawn_local(async move {
@@ -276,6 +308,17 @@ fn serve(worker: &Rc<Local>, pod: Arc<Pod>, kind: Listener, listener: OwnedFd) -
         accept(&listener, &drain, shed, taken).await;
     });
     Ok(())
+}
+
+fn share(worker: &Local) -> std::io::Result<Vec<SharedListener>> {
+    let mut shared = Vec::new();
+    for pod in worker.pods.borrow().values() {
+        for listener in pod.listeners.borrow().iter().filter_map(std::rc::Weak::upgrade) {
+            let (uid, address) = (pod.pod.uid.clone(), listener.local_addr()?);
+            shared.push(SharedListener { uid, address, listener: listener.as_fd().try_clone_to_owned()? });
+        }
+    }
+    Ok(shared)
 }
 
 fn pod_state(worker: &Local, pod: Arc<Pod>) -> Rc<PodState> {

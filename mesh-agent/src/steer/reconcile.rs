@@ -65,11 +65,14 @@ pub struct Steering {
     /// When a failure was told last.
     told: Option<Instant>,
     failures: Counter,
+    /// While a successor takes the pods up nothing is written.
+    frozen: watch::Receiver<bool>,
 }
 
 impl Steering {
     /// `shared` holds the classes of pods that the kernel has from before a restart; it is kept current. `slots`: how many
-    /// service slots the kernel holds. `control`: whether it has confirmed the View in force.
+    /// service slots the kernel holds. `frozen`: whether all must stay as it is for now. `control`: whether it has confirmed the
+    /// View in force.
     ///
     /// # Errors
     /// The maps could not be read.
@@ -77,7 +80,7 @@ impl Steering {
         kernel: Arc<Kernel>,
         (view, view_changes): (SharedView, watch::Receiver<u64>),
         (pods, pod_changes): (SharedPods, watch::Receiver<u64>),
-        shared: SharedClasses,
+        (shared, frozen): (SharedClasses, watch::Receiver<bool>),
         slots: usize,
         control: SharedControlStatus,
     ) -> Result<Self, KernelError> {
@@ -97,6 +100,7 @@ impl Steering {
             retry: Backoff::new(RETRY.0, RETRY.1),
             told: None,
             failures: Counter::default(),
+            frozen,
         })
     }
 
@@ -109,6 +113,9 @@ impl Steering {
     /// Runs until what feeds it has gone. What could not be done is tried again, also when nothing changes.
     pub async fn run(mut self) {
         loop {
+            if self.frozen.wait_for(|is_frozen| !is_frozen).await.is_err() {
+                return;
+            }
             self.view_changes.borrow_and_update();
             self.pod_changes.borrow_and_update();
             let next = self.attempt();
@@ -137,6 +144,17 @@ impl Steering {
             tracing::error!(error = crate::control::causes(&error), "steering is not up to date; it is tried again");
         }
         Some(self.retry.next_wait())
+    }
+
+    /// Fills maps that are new before any hook goes by them; others hold what the agent before wrote.
+    ///
+    /// # Errors
+    /// Maps could not be read. What could not be written asks the agent, and is tried again once it runs.
+    pub fn prime(&mut self) -> Result<(), KernelError> {
+        let Some(view) = self.view.load_full().filter(|_| self.kernel.is_new()) else { return Ok(()) };
+        let compiled = compile(&view, &self.pods.load(), &mut self.classes, self.slots);
+        let classes = self.classes_of_pods(&compiled);
+        self.kernel.apply_steering(&compiled.tables, &classes).map(drop)
     }
 
     fn reconcile(&mut self) -> Result<(), SteeringError> {

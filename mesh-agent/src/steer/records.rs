@@ -50,17 +50,19 @@ impl Records {
         Ok(Self { events: kernel.events()?, view, pods, telemetry, unseen, closed: Closed::default() })
     }
 
-    /// Reads for ever.
-    pub async fn run(mut self) {
+    /// Reads until `closing`, and then once more.
+    pub async fn run(mut self, closing: impl Future<Output = ()>) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let wakeups = wakeups(&self.events);
         if let Err(error) = &wakeups {
             tracing::warn!(%error, "refusals of the kernel are shown up to {} ms late", LOOK.as_millis());
         }
+        let mut closing = std::pin::pin!(closing);
         loop {
             tokio::select! {
                 _ = look.tick() => {}
+                () = &mut closing => return self.read(),
                 () = readable(wakeups.as_ref().ok()) => {}
             }
             self.read();

@@ -8,7 +8,7 @@ use crate::torture::{
     strikes::{
         damage_manifests, degrade_link, deny_and_allow, drop_packets, exhaust_descriptors, fill_disk, fill_maps,
         hang_agent, kill_agent, kill_agent_again_and_again, kill_agent_for_its_memory, kill_control, kill_pod,
-        restart_control_again_and_again, storm, take_link_down, withdraw_and_enrol,
+        restart_control_again_and_again, storm, take_link_down, upgrade_agent, withdraw_and_enrol,
     },
 };
 
@@ -104,6 +104,24 @@ pub const FAULTS: &[Fault] = &[
         hold: seconds(20),
         ends_agent: false,
         strike: |stage, hold| hang_agent(stage, "node-b", hold),
+    },
+    Fault {
+        name: "agent of the source upgraded in place",
+        part: Part::AgentA,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(3),
+        ends_agent: false,
+        strike: |stage, hold| upgrade_agent(stage, "node-a", hold),
+    },
+    Fault {
+        name: "agent of the destination upgraded in place",
+        part: Part::AgentB,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(3),
+        ends_agent: false,
+        strike: |stage, hold| upgrade_agent(stage, "node-b", hold),
     },
     Fault {
         name: "no descriptor free in the agent",

@@ -44,7 +44,9 @@ const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication
 impl Stage {
     /// Makes all of it and waits until it works.
     pub fn set() -> Self {
-        let agent_arguments = vec![format!("--max-pods={PODS}"), format!("--max-flows={FLOWS}")];
+        // What an agent carries that another has taken over from may go on for as long as it is used.
+        let mut agent_arguments = ["--drain-time", "1h"].map(str::to_owned).to_vec();
+        agent_arguments.extend([format!("--max-pods={PODS}"), format!("--max-flows={FLOWS}")]);
         let mesh = Mesh::with(Setup { agent_arguments, ..Setup::default() });
         mesh.apply("strict.yaml", STRICT);
         let shop = |name: &str, node: &str| {

@@ -44,6 +44,15 @@ pub fn hang_agent(stage: &Stage, node: &str, hold: Duration) -> Result<(), Strin
     Ok(())
 }
 
+/// Again and again: each takes over from the one before.
+pub fn upgrade_agent(stage: &Stage, node: &str, hold: Duration) -> Result<(), String> {
+    let begun = Instant::now();
+    while begun.elapsed() < hold {
+        stage.mesh.node(node).upgrade_agent(&[]);
+    }
+    Ok(())
+}
+
 pub fn exhaust_descriptors(stage: &Stage, hold: Duration) -> Result<(), String> {
     let none = stage.mesh.node("node-a").leaves_no_descriptor();
     let _in_the_gaps: Vec<_> = (0..none.gaps()).map(|_| stage.web.client().opens(stage.far.at(ECHO))).collect();

@@ -110,6 +110,7 @@ impl Cell {
         KernelSettings {
             cgroup_root: self.cgroup(),
             bpffs: self.bpffs(),
+            maps_version: MAPS_VERSION,
             node_namespace: Some(self.namespace()),
             workers: 2,
             direct_max_age: Duration::from_secs(60),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::super::link::{Change, Hook, LinkInfo};
 use super::super::*;
 use super::cell::{Place, eventually, run};
 use super::pod::*;
@@ -85,7 +86,7 @@ fn a_change_that_fails_is_taken_back() {
         let root = std::fs::File::open(cell.cgroup()).expect("the cgroup");
         let programs = |hook| link::programs_on(root.as_fd(), hook).expect("a query");
         let before = [programs(Hook::Name4), programs(Hook::Peer4)];
-        let (other, _) = load::load(kernel.pins.maps(), &cell.settings()).expect("the programs load again");
+        let (other, _) = load::load(&kernel.pins, &cell.settings()).expect("the programs load again");
         {
             let mut change = Change::default();
             let always = |_: &LinkInfo| true;
@@ -94,7 +95,7 @@ fn a_change_that_fails_is_taken_back() {
             };
             put(&mut change, Hook::Name4, other.of(Hook::Name4).expect("loaded"), &kernel.pins.link(Hook::Name4))
                 .expect("updated");
-            let new_pin = kernel.pins.maps().join("links/new");
+            let new_pin = kernel.pins.link(Hook::Name4).with_file_name("new");
             put(&mut change, Hook::Peer4, other.of(Hook::Peer4).expect("loaded"), &new_pin).expect("attached");
             assert_ne!(programs(Hook::Name4), before[0]);
             assert_eq!(programs(Hook::Peer4).len(), 2);

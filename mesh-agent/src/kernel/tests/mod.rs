@@ -8,3 +8,4 @@ mod makes;
 mod outbound;
 mod pod;
 mod records;
+mod takeover;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use mesh_common::HEARTBEAT_MAX_AGE_NS;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::super::link::Hook;
 use super::super::*;
 use super::cell::run;
 use super::pod::*;
@@ -209,7 +210,7 @@ fn a_kernel_that_cannot_choose_the_error_refuses_all_the_same() {
         let pod = enrol(&kernel, cell, 1);
         let to = SocketAddr::new(pod.place.v4(), 15006).to_string();
         assert_eq!(visit(&pod.place, to.clone()).end(), REFUSED);
-        let (older, _) = load::load_for(kernel.pins.maps(), &cell.settings(), false).expect("the programs load");
+        let (older, _) = load::load_for(&kernel.pins, &cell.settings(), false).expect("the programs load");
         let link = sys::open_pinned(&kernel.pins.link(Hook::Connect4)).expect("it is attached");
         link::update(link.as_fd(), older.of(Hook::Connect4).expect("it is loaded")).expect("it can be replaced");
         assert_eq!(visit(&pod.place, to).end(), "refused=PermissionDenied");

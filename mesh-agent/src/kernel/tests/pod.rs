@@ -33,6 +33,23 @@ pub fn enrol_as(kernel: &Kernel, place: Place, number: u32, adjust: impl FnOnce(
             listeners.push((kind, socket));
         }
     }
+    steer(kernel, &place, number, adjust);
+    Enrolled { place, id: PodId(number), listeners }
+}
+
+/// Writes a pod that another agent serves into the maps of one that is not in charge.
+pub fn take_up(kernel: &Kernel, pod: &Enrolled) {
+    for (index, (kind, listener)) in pod.listeners.iter().enumerate() {
+        // As they were opened: all kinds of a worker, all workers of an address.
+        let worker = (index / Listener::ALL.len()) as u32 % 2;
+        let address = listener.local_addr().expect("a listener").ip();
+        kernel.insert_listener(address, *kind, worker, listener).expect("it can be inserted");
+    }
+    steer(kernel, &pod.place, pod.id.0, |_| ());
+}
+
+fn steer(kernel: &Kernel, place: &Place, number: u32, adjust: impl FnOnce(&mut PodSteering<'_>)) {
+    let namespace = place.open();
     let (IpAddr::V4(v4), IpAddr::V6(v6)) = (place.v4(), place.v6()) else { panic!("one of each") };
     let mut steering = PodSteering {
         pod: PodId(number),
@@ -48,7 +65,6 @@ pub fn enrol_as(kernel: &Kernel, place: Place, number: u32, adjust: impl FnOnce(
     };
     adjust(&mut steering);
     kernel.enrol(&steering).expect("it can be enrolled");
-    Enrolled { place, id: PodId(number), listeners }
 }
 
 impl Enrolled {

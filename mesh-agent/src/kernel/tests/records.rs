@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use socket2::SockRef;
 
+use super::super::link::Hook;
 use super::super::*;
 use super::cell::{eventually, run};
 use super::pod::*;

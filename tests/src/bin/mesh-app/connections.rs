@@ -68,6 +68,11 @@ impl Connections {
     }
 
     /// FIN.
+    pub fn names(&self, number: u32) -> Result<Reply> {
+        let stream = self.find(number)?;
+        Ok(Reply::Named { local: stream.local_addr()?, peer: stream.peer_addr()? })
+    }
+
     pub fn finish(&self, number: u32) -> Result<Reply> {
         self.find(number)?.shutdown(Shutdown::Write)?;
         Ok(Reply::Done)

@@ -61,6 +61,7 @@ fn run(state: &State, command: Command) -> anyhow::Result<Reply> {
         Command::Open(dial) => Ok(connections.open(&dial)),
         Command::Write { connection, text, times } => connections.write(connection, &text, times),
         Command::Read { connection, bytes } => connections.read(connection, bytes),
+        Command::Names { connection } => connections.names(connection),
         Command::Finish { connection } => connections.finish(connection),
         Command::Close { connection, reset } => connections.close(connection, reset),
         Command::AwaitEnd { connection, limit_ms } => connections.await_end(connection, limit_ms),

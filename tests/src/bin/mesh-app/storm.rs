@@ -32,6 +32,7 @@ pub fn run(storm: &Storm) -> StormReport {
                     if number >= storm.connections {
                         return;
                     }
+                    std::thread::sleep(due(storm, number).saturating_sub(begun.elapsed()));
                     let to = storm.to[number as usize % storm.to.len()];
                     let outcome = ask(to);
                     let mut shared = report.lock().expect("no panic under this lock");
@@ -47,6 +48,11 @@ pub fn run(storm: &Storm) -> StormReport {
     let (mut report, by_server) = report.into_inner().expect("no thread panicked");
     report.by_server = by_server.into_iter().collect();
     report
+}
+
+/// When a connection is to begin.
+fn due(storm: &Storm, number: u32) -> Duration {
+    Duration::from_secs(1).checked_div(storm.per_second).unwrap_or_default() * number
 }
 
 fn record(
