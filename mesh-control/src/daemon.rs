@@ -1,7 +1,7 @@
 //! Starts the parts in their order and serves until told to stop: keys first, then a published state, and only then a
 //! port on which an agent could ask for either. Decides nothing else.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_api::proto::{
@@ -13,10 +13,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::Server;
 
 use crate::{
-    ca::{authority::Authority, files, server::ServerCertificate, service::CertificateService},
-    compile::Foundation,
+    ca::{authority::Authority, files, rotation::Rotation, server::ServerCertificate, service::CertificateService},
     metrics::Metrics,
     observe::{self, Shown},
+    operator,
     publish::Publisher,
     settings::Settings,
     source::{folder::Folder, watch::Changes},
@@ -42,6 +42,8 @@ pub struct Daemon {
     certificates: CertificateService,
     shown: Shown,
     stopping: watch::Receiver<bool>,
+    /// Held until the process ends.
+    _lock: fs::File,
 }
 
 impl Daemon {
@@ -51,19 +53,30 @@ impl Daemon {
     /// # Errors
     /// The operator's settings or files are at fault; the message names which.
     pub async fn start(settings: &Settings, stopping: watch::Receiver<bool>) -> anyhow::Result<Daemon> {
+        let lock = lock(&settings.state_dir)?;
         let parts =
             files::load(&settings.state_dir, settings.ca_dir.as_deref()).context("the certificate authority")?;
-        let authority = Arc::new(Authority::new(parts, settings.certificate_lifetime));
+        let signs = watch::Sender::new(Arc::new(Authority::new(parts, settings.certificate_lifetime)));
+        let authority = signs.subscribe();
         let tokens = Arc::new(Tokens::read(&settings.node_tokens).context("--node-tokens")?);
         let metrics = Metrics::new();
         let publisher = Arc::new(Publisher::new());
-        let shown = follow_folder(settings, &authority, publisher.clone(), metrics.clone())?;
+        let shown = follow_folder(settings, authority.clone(), publisher.clone(), metrics.clone())?;
 
         let names = settings.server_names();
-        let certificate = ServerCertificate::issue(&authority, &names)?;
+        let certificate = ServerCertificate::issue(&authority.borrow().clone(), &names)?;
         tokio::spawn(certificate.clone().renew(authority.clone(), names));
+        let rotation = Rotation {
+            state_dir: settings.ca_dir.is_none().then(|| settings.state_dir.clone()),
+            lifetime: settings.certificate_lifetime,
+            authority: signs,
+            tokens: tokens.clone(),
+            roster: shown.roster.clone(),
+        };
+        tokio::spawn(operator::serve(operator::bind(&settings.state_dir)?, rotation));
         let state = publisher.subscribe();
         Ok(Daemon {
+            _lock: lock,
             grpc: listener("--listen", settings.listen).await?,
             http: listener("--metrics-address", settings.metrics_address).await?,
             tls: certificate.config()?,
@@ -122,21 +135,37 @@ impl Daemon {
 /// Publishes what the folder says, now and on every change; answers what is to be shown of it.
 fn follow_folder(
     settings: &Settings,
-    authority: &Authority,
+    authority: watch::Receiver<Arc<Authority>>,
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<Shown> {
-    let foundation =
-        Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() };
     // Watched before it is read: a change in between is seen twice rather than never.
     let changes =
         Changes::of(&settings.config_dir).with_context(|| format!("--config-dir {}", settings.config_dir.display()))?;
     let folder = Folder::new(&settings.config_dir, &settings.state_dir);
-    let mut keeper = StateKeeper::new(folder, foundation, publisher, metrics.clone());
+    let mut keeper = StateKeeper::new(folder, (settings.trust_domain.clone(), authority), publisher, metrics.clone());
     let shown = Shown { metrics, config: keeper.report(), roster: Arc::default() };
     keeper.refresh().context("--config-dir")?;
     tokio::spawn(keeper.follow(changes));
     Ok(shown)
+}
+
+/// One daemon at a time in a state directory: two would make roots and keep manifests against each other. The lock goes
+/// with the process.
+fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = state_dir.join("lock");
+    let named = || path.display().to_string();
+    fs::create_dir_all(state_dir).with_context(|| format!("--state-dir {}", state_dir.display()))?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(named)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(anyhow::anyhow!(
+            "--state-dir {} is in use by another mesh-control, which runs: stop that one first, or give this one a \
+             directory of its own and both the same --ca-dir",
+            state_dir.display()
+        )),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(named),
+    }
 }
 
 async fn listener(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

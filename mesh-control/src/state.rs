@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::{
+    ca::authority::Authority,
     compile::{Foundation, compile},
     metrics::Metrics,
     observe::ConfigReport,
@@ -18,7 +19,8 @@ use crate::{
 /// Reads the folder and publishes what it says.
 pub struct StateKeeper {
     folder: Folder,
-    foundation: Foundation,
+    trust_domain: String,
+    authority: watch::Receiver<Arc<Authority>>,
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
     report: watch::Sender<Arc<ConfigReport>>,
@@ -28,11 +30,11 @@ impl StateKeeper {
     /// A keeper of a folder that has not been read yet.
     pub fn new(
         folder: Folder,
-        foundation: Foundation,
+        (trust_domain, authority): (String, watch::Receiver<Arc<Authority>>),
         publisher: Arc<Publisher>,
         metrics: Arc<Metrics>,
     ) -> StateKeeper {
-        StateKeeper { folder, foundation, publisher, metrics, report: watch::Sender::default() }
+        StateKeeper { folder, trust_domain, authority, publisher, metrics, report: watch::Sender::default() }
     }
 
     /// What is known of the configuration, now and later.
@@ -46,7 +48,9 @@ impl StateKeeper {
     /// The folder cannot be listed; what was published stays.
     pub fn refresh(&mut self) -> std::io::Result<()> {
         let desired = self.folder.read()?;
-        let resources = compile(&desired.objects, &self.foundation);
+        let trust_bundle = self.authority.borrow().roots().to_vec();
+        let foundation = Foundation { trust_domain: self.trust_domain.clone(), trust_bundle };
+        let resources = compile(&desired.objects, &foundation);
         let version = self.publisher.publish(&resources);
         self.metrics.config_reads.inc();
         self.metrics.config_errors.set(desired.problem_count().try_into().unwrap_or(i64::MAX));
@@ -59,10 +63,13 @@ impl StateKeeper {
         Ok(())
     }
 
-    /// Follows the folder for as long as the daemon runs. Reading and compiling happen off the event loop.
+    /// Follows the folder and the roots for as long as the daemon runs. Reading and compiling happen off the event loop.
     pub async fn follow(mut self, mut changes: Changes) {
         loop {
-            changes.next().await;
+            tokio::select! {
+                () = changes.next() => {}
+                Ok(()) = self.authority.changed() => {}
+            }
             let read = tokio::task::spawn_blocking(move || {
                 let result = self.refresh();
                 (self, result)

@@ -30,7 +30,7 @@ use crate::{
     cache::{Owner, Saver},
     certificates::{Feeds, Keeper, Vault, VaultError},
     config::{Config, DetachArguments},
-    control::{Client, Published},
+    control::{Client, Published, TrustReporter},
     drain::{Drain, Phase},
     enrol::{self, Registry, RegistrySettings},
     kernel::{self, Kernel, KernelError},
@@ -159,7 +159,9 @@ impl Agent {
         let (registry, enrolment) = Registry::start(settings, shared.wiring(&workers, &classes)).await?;
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
-        let mut client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let reporter = TrustReporter::new(shared.wallet.clone(), shared.wallet_changes.subscribe());
+        let client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let mut client = client.reporting(reporter);
         let mut saver = self.saver(&client, &shared);
         let (wanted, wanted_changes) = watch::channel(None);
         let feeds = Feeds {

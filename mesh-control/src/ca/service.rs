@@ -18,8 +18,8 @@ use crate::{metrics::Metrics, publish::Snapshot, xds::token::Tokens};
 
 /// The service.
 pub struct CertificateService {
-    /// Who signs.
-    pub authority: Arc<Authority>,
+    /// Who signs; another after a step of a rotation.
+    pub authority: watch::Receiver<Arc<Authority>>,
     /// What runs where.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Who asks.
@@ -106,7 +106,8 @@ impl CertificateService {
         }
         let key = request::public_key(&request.csr, &identity)?;
         let asked = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
-        Ok(self.authority.sign_workload(&identity, &key, self.authority.lifetime(asked))?)
+        let authority = self.authority.borrow().clone();
+        Ok(authority.sign_workload(&identity, &key, authority.lifetime(asked))?)
     }
 }
 

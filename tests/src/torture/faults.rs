@@ -174,6 +174,14 @@ pub const FAULTS: &[Fault] = &[
         strike: withdraw_and_enrol,
     },
     Fault {
+        name: "the root of all certificates is replaced",
+        part: Part::Pods,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(5),
+        strike: replace_root,
+    },
+    Fault {
         name: "5,000 new connections at once",
         part: Part::Pods,
         costs: NOTHING,
@@ -337,6 +345,14 @@ fn withdraw_and_enrol(stage: &Stage, hold: Duration) -> Result<(), String> {
     eventually("the pod answers again", LIMIT, || {
         if stage.web.dial(moody).was_answered() { Ok(()) } else { Err("not yet".to_owned()) }
     });
+    Ok(())
+}
+
+/// Each step as soon as every agent is ready for it.
+fn replace_root(stage: &Stage, _hold: Duration) -> Result<(), String> {
+    for step in ["add", "use", "drop"] {
+        eventually(&format!("step {step} is made"), LIMIT, || stage.mesh.control().rotate(Some(step)));
+    }
     Ok(())
 }
 
