@@ -28,6 +28,7 @@ const STORIES: &[&str] = &[
     "openssh-server",
     "curl",
     "openssl",
+    "libfaketime",
 ];
 /// Those of [`STORIES`] that bring a service which must stay off.
 const SERVICES: &[&str] = &["nginx", "redis-server", "ssh"];
