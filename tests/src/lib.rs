@@ -14,6 +14,7 @@ mod daemon;
 pub mod dial;
 mod eventually;
 pub mod forge;
+pub mod imposter;
 pub mod link;
 mod manifests;
 pub mod mesh;
