@@ -13,9 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_api::Identity;
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
-use rustls::{
-    RootCertStore, crypto::aws_lc_rs::sign::any_supported_type, pki_types::PrivateKeyDer, sign::CertifiedKey,
-};
+use rustls::{crypto::aws_lc_rs::sign::any_supported_type, pki_types::PrivateKeyDer, sign::CertifiedKey};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
@@ -62,9 +60,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(root.der().clone()).unwrap();
-        let trust = TrustBundle { roots: Arc::new(roots), certificates: vec![root.der().clone()], hash: String::new() };
+        let trust = TrustBundle::parse(&[root.pem()]).unwrap();
         Self { issuer: Issuer::new(params, key), root: root.pem(), trust: Arc::new(trust) }
     }
 
@@ -83,6 +79,8 @@ impl Authority {
             serial: String::new(),
             not_before,
             not_after,
+            issued: SystemTime::now(),
+            root: self.trust.root_hashes[0].clone(),
         })
     }
 

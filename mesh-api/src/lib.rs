@@ -31,5 +31,13 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 pub const MESH_CONFIG_TYPE: &str = "type.googleapis.com/mesh.v1.MeshConfig";
 /// Name of the one resource of [`MESH_CONFIG_TYPE`].
 pub const MESH_CONFIG_NAME: &str = "mesh";
+/// Name of an extension, without a body, of an Authorization that stands in for a policy that cannot be read.
+pub const UNREADABLE_POLICY: &str = "mesh.dev/unreadable";
+/// Field of a node's metadata, on the stream: hash of the trust bundle that its agent has in force.
+pub const TRUST_BUNDLE_FIELD: &str = "MESH_TRUST_BUNDLE";
+/// The same: how many of its certificates in use lead to another root than the bundle's first.
+pub const OLD_CERTIFICATES_FIELD: &str = "MESH_OLD_CERTIFICATES";
+/// The same: hashes of the roots that control is verified against, with spaces between them.
+pub const CONTROL_ROOTS_FIELD: &str = "MESH_CONTROL_ROOTS";
 /// Name of the [`proto::mesh::ServiceTraffic`] extension of a service.
 pub const SERVICE_TRAFFIC_EXTENSION: &str = "mesh.dev/traffic";

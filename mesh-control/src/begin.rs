@@ -11,7 +11,6 @@ use crate::{
         authority::{Authority, Parts},
         files,
     },
-    compile::Foundation,
     kubernetes::{self, lease::Election, review::Reviews, root, tell::Teller},
     metrics::Metrics,
     observe::ConfigReport,
@@ -24,10 +23,12 @@ use crate::{
 
 /// What serving needs.
 pub struct Started {
-    /// Who signs.
-    pub authority: Arc<Authority>,
+    /// Who signs; another after a step of a rotation.
+    pub signs: watch::Sender<Arc<Authority>>,
     /// Who says who asks.
     pub callers: Arc<Callers>,
+    /// The file that says so; none in Kubernetes.
+    pub tokens: Option<Arc<Tokens>>,
     /// What is told.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// What is known of the configuration.
@@ -41,18 +42,20 @@ pub struct Started {
 pub fn on_folder(settings: &Settings, folder: &Path, metrics: &Arc<Metrics>) -> anyhow::Result<Started> {
     let state_dir = settings.state_dir.as_deref().context("--state-dir")?;
     let parts = files::load(state_dir, settings.ca_dir.as_deref()).context("the certificate authority")?;
-    let authority = Arc::new(Authority::new(parts, settings.certificate_lifetime));
-    let tokens = Tokens::read(settings.node_tokens.as_deref().context("--node-tokens")?).context("--node-tokens")?;
+    let signs = watch::Sender::new(Arc::new(Authority::new(parts, settings.certificate_lifetime)));
+    let tokens = settings.node_tokens.as_deref().context("--node-tokens")?;
+    let tokens = Arc::new(Tokens::read(tokens).context("--node-tokens")?);
     // Watched before it is read: a change in between is seen twice rather than never.
     let changes = Changes::of(folder).with_context(|| format!("--config-dir {}", folder.display()))?;
     let source = Source::Folder(Folder::new(folder, state_dir));
     let publisher = Arc::new(Publisher::new());
     let state = publisher.subscribe();
-    let mut keeper = StateKeeper::new(source, foundation(settings, &authority), publisher, metrics.clone());
+    let mut keeper = StateKeeper::new(source, foundation(settings, &signs), publisher, metrics.clone());
     let config = keeper.report();
     keeper.refresh().context("--config-dir")?;
     tokio::spawn(keeper.follow_folder(changes));
-    Ok(Started { authority, callers: Arc::new(Callers::Tokens(tokens)), state, config })
+    let callers = Arc::new(Callers::Tokens(tokens.clone()));
+    Ok(Started { signs, callers, tokens: Some(tokens), state, config })
 }
 
 /// Begins on an API server; returns once it has said all that there is.
@@ -69,12 +72,13 @@ pub async fn on_kubernetes(
     let namespace = options.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let authority =
         Arc::new(Authority::new(parts(settings, &client, &namespace).await?, settings.certificate_lifetime));
+    let signs = watch::Sender::new(authority.clone());
     tokio::spawn(root::show(client.clone(), namespace.clone(), authority.roots().concat()));
     let store = kubernetes::watch(&client, metrics);
     let publisher = Arc::new(Publisher::new());
     let mut state = publisher.subscribe();
     let source = Source::Kubernetes(store.clone());
-    let keeper = StateKeeper::new(source, foundation(settings, &authority), publisher, metrics.clone());
+    let keeper = StateKeeper::new(source, foundation(settings, &signs), publisher, metrics.clone());
     let config = keeper.report();
     tokio::spawn(keeper.follow_store(store.clone()));
     let replica = options.replica.clone().unwrap_or_else(host_name);
@@ -93,7 +97,7 @@ pub async fn on_kubernetes(
     let reviews = Reviews { client, agent, audience: options.token_audience.clone(), store };
     // An agent that asked before would be told of an empty mesh.
     state.changed().await.context("the first state of the API server")?;
-    Ok(Started { authority, callers: Arc::new(Callers::Kubernetes(reviews)), state, config })
+    Ok(Started { signs, callers: Arc::new(Callers::Kubernetes(reviews)), tokens: None, state, config })
 }
 
 /// In a pod this is the pod's name, which no other replica has.
@@ -108,6 +112,10 @@ async fn parts(settings: &Settings, client: &kube::Client, namespace: &str) -> a
     }
 }
 
-fn foundation(settings: &Settings, authority: &Authority) -> Foundation {
-    Foundation { trust_domain: settings.trust_domain.clone(), trust_bundle: authority.roots().to_vec() }
+/// What all that is compiled rests on.
+fn foundation(
+    settings: &Settings,
+    signs: &watch::Sender<Arc<Authority>>,
+) -> (String, watch::Receiver<Arc<Authority>>) {
+    (settings.trust_domain.clone(), signs.subscribe())
 }

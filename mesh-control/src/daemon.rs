@@ -1,7 +1,7 @@
 //! Starts the parts in their order and serves until told to stop: keys first, then a published state, and only then a
 //! port on which an agent could ask for either. Decides nothing else.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_api::proto::{
@@ -15,9 +15,10 @@ use tonic::transport::Server;
 
 use crate::{
     begin::{self, Started},
-    ca::{server::ServerCertificate, service::CertificateService},
+    ca::{authority::Authority, rotation::Rotation, server::ServerCertificate, service::CertificateService},
     metrics::Metrics,
     observe::{self, Shown},
+    operator,
     settings::Settings,
     xds::{DiscoveryService, listen},
 };
@@ -39,6 +40,10 @@ pub struct Daemon {
     certificates: CertificateService,
     shown: Shown,
     stopping: watch::Receiver<bool>,
+    /// Held until the process ends.
+    _lock: Option<fs::File>,
+    /// While it is there its subscribers wait for another authority.
+    _signs: watch::Sender<Arc<Authority>>,
 }
 
 impl Daemon {
@@ -48,6 +53,7 @@ impl Daemon {
     /// # Errors
     /// The operator's settings or files are at fault; the message names which.
     pub async fn start(settings: &Settings, stopping: watch::Receiver<bool>) -> anyhow::Result<Daemon> {
+        let lock = settings.state_dir.as_deref().map(lock).transpose()?;
         let pages = listener("--metrics-address", settings.metrics_address).await?;
         let metrics = Metrics::new();
         let started = match &settings.source.config_dir {
@@ -57,12 +63,25 @@ impl Daemon {
                 () = stopped(stopping.clone()) => anyhow::bail!("stopped before the API server had said what there is"),
             },
         };
-        let Started { authority, callers, state, config } = started;
+        let Started { signs, callers, tokens, state, config } = started;
+        let authority = signs.subscribe();
         let shown = Shown { metrics: metrics.clone(), config, roster: Arc::default() };
         let names = settings.server_names();
-        let certificate = ServerCertificate::issue(&authority, &names)?;
+        let certificate = ServerCertificate::issue(&authority.borrow().clone(), &names)?;
         tokio::spawn(certificate.clone().renew(authority.clone(), names));
+        if let (Some(state_dir), Some(tokens)) = (&settings.state_dir, tokens) {
+            let rotation = Rotation {
+                state_dir: settings.ca_dir.is_none().then(|| state_dir.clone()),
+                lifetime: settings.certificate_lifetime,
+                authority: signs.clone(),
+                tokens,
+                roster: shown.roster.clone(),
+            };
+            tokio::spawn(operator::serve(operator::bind(state_dir)?, rotation));
+        }
         Ok(Daemon {
+            _lock: lock,
+            _signs: signs,
             grpc: listener("--listen", settings.listen).await?,
             pages,
             debug: listener("--debug-address", settings.debug_address).await?,
@@ -130,6 +149,24 @@ impl Daemon {
                 Ok(())
             }
         }
+    }
+}
+
+/// One daemon at a time in a state directory: two would make roots and keep manifests against each other. The lock goes
+/// with the process.
+fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = state_dir.join("lock");
+    let named = || path.display().to_string();
+    fs::create_dir_all(state_dir).with_context(|| format!("--state-dir {}", state_dir.display()))?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).with_context(named)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(anyhow::anyhow!(
+            "--state-dir {} is in use by another mesh-control, which runs: stop that one first, or give this one a \
+             directory of its own and both the same --ca-dir",
+            state_dir.display()
+        )),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(named),
     }
 }
 

@@ -13,6 +13,7 @@ mod kubernetes;
 mod metrics;
 mod objects;
 mod observe;
+pub mod operator;
 mod publish;
 pub mod settings;
 mod source;

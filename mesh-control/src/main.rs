@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_control::{
     daemon::Daemon,
+    operator::RotateRoot,
     settings::{LogFormat, Settings},
 };
 use tokio::{
@@ -13,6 +14,9 @@ use tokio::{
     sync::watch,
 };
 use tracing_subscriber::EnvFilter;
+
+/// Asks a daemon that runs; without it the program is the daemon.
+const VERB: &str = "rotate-root";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -35,6 +39,12 @@ fn with_causes(error: &anyhow::Error) -> String {
 }
 
 async fn run() -> anyhow::Result<()> {
+    let mut words = std::env::args_os();
+    if words.nth(1).is_some_and(|word| word == VERB) {
+        // clap names the program by the first word.
+        println!("{}", RotateRoot::parse_from(std::iter::once(VERB.into()).chain(words)).run()?);
+        return Ok(());
+    }
     let settings = Settings::parse();
     start_log(&settings)?;
     let (stop, stopping) = watch::channel(false);

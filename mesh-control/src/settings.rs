@@ -12,7 +12,11 @@ use crate::objects::{
 /// The mesh's control daemon: reads the desired state from Kubernetes or from a folder of its manifests, tells node agents,
 /// and signs their workloads' certificates.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "mesh-control", version)]
+#[command(
+    name = "mesh-control",
+    version,
+    after_help = "mesh-control rotate-root --help: replace the root of a daemon that runs"
+)]
 pub struct Settings {
     /// Where the desired state is.
     #[command(flatten)]
@@ -45,7 +49,7 @@ pub struct Settings {
     /// Trust domain of all identities, unless a MeshConfig names one
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
     pub trust_domain: String,
-    /// Longest and usual lifetime of certificates, like 24h, 90m or 600s
+    /// Longest and usual lifetime of certificates, like 24h, 90m or 600s; at least 10s
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
     pub certificate_lifetime: Duration,
     /// What to log, as tracing's filters are written
@@ -149,7 +153,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| "write a whole number and one of s, m, h, d, like 24h".to_owned())?;
     let duration = number.checked_mul(seconds).map(Duration::from_secs).ok_or("is too long")?;
-    if duration < crate::ca::authority::SHORTEST { Err("is shorter than a minute".to_owned()) } else { Ok(duration) }
+    if duration < crate::ca::authority::SHORTEST { Err("is shorter than 10 s".to_owned()) } else { Ok(duration) }
 }
 
 #[cfg(test)]
@@ -160,7 +164,7 @@ mod tests {
     fn durations_have_a_unit_and_a_floor() {
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
         assert_eq!(duration("90m"), Ok(Duration::from_secs(5_400)));
-        for wrong in ["", "24", "h", "1.5h", "-1h", "30s", "999999999999999999d"] {
+        for wrong in ["", "24", "h", "1.5h", "-1h", "9s", "999999999999999999d"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    ca::authority::Authority,
     compile::{Foundation, compile},
     kubernetes::store::{KindReport, Store},
     metrics::Metrics,
@@ -39,7 +40,8 @@ pub enum Source {
 /// Reads the source and publishes what it says.
 pub struct StateKeeper {
     source: Source,
-    foundation: Foundation,
+    trust_domain: String,
+    authority: watch::Receiver<Arc<Authority>>,
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
     report: watch::Sender<Arc<ConfigReport>>,
@@ -49,11 +51,11 @@ impl StateKeeper {
     /// A keeper of a source that has not been read yet.
     pub fn new(
         source: Source,
-        foundation: Foundation,
+        (trust_domain, authority): (String, watch::Receiver<Arc<Authority>>),
         publisher: Arc<Publisher>,
         metrics: Arc<Metrics>,
     ) -> StateKeeper {
-        StateKeeper { source, foundation, publisher, metrics, report: watch::Sender::default() }
+        StateKeeper { source, trust_domain, authority, publisher, metrics, report: watch::Sender::default() }
     }
 
     /// What is known of the configuration, now and later.
@@ -74,7 +76,9 @@ impl StateKeeper {
             }
             Source::Kubernetes(store) => (store.desired(), store.kinds()),
         };
-        let resources = compile(&desired.objects, &self.foundation);
+        let trust_bundle = self.authority.borrow().roots().to_vec();
+        let foundation = Foundation { trust_domain: self.trust_domain.clone(), trust_bundle };
+        let resources = compile(&desired.objects, &foundation);
         let version = self.publisher.publish(&resources);
         self.metrics.config_reads.inc();
         self.metrics.config_errors.set(desired.problem_count().try_into().unwrap_or(i64::MAX));
@@ -89,10 +93,13 @@ impl StateKeeper {
         Ok(())
     }
 
-    /// Follows a folder for as long as the daemon runs.
+    /// Follows a folder and the roots for as long as the daemon runs.
     pub async fn follow_folder(mut self, mut changes: Changes) {
         loop {
-            changes.next().await;
+            tokio::select! {
+                () = changes.next() => {}
+                Ok(()) = self.authority.changed() => {}
+            }
             let Some(keeper) = self.refresh_aside().await else { return };
             self = keeper;
         }

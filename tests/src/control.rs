@@ -8,6 +8,8 @@ use std::{
     process::Output,
 };
 
+use rustix::process::Signal;
+
 use crate::{
     addresses::{CONTROL, Pair},
     daemon::Daemon,
@@ -75,6 +77,12 @@ impl Control {
     /// # Panics
     /// As [`Self::start`].
     pub fn start_with(&self, extra: &[String]) {
+        let words = [self.words().as_slice(), extra].concat();
+        self.daemon.start(&self.place, &words);
+        self.daemon.is_ready(&self.place.namespace, self.metrics_address());
+    }
+
+    fn words(&self) -> Vec<String> {
         let shown = |name: &str| self.directory.join(name).display().to_string();
         let mut words = vec![
             binary("mesh-control").display().to_string(),
@@ -90,9 +98,27 @@ impl Control {
             shown("node-tokens"),
         ];
         words.extend_from_slice(&self.arguments);
-        words.extend_from_slice(extra);
-        self.daemon.start(&self.place, &words);
-        self.daemon.is_ready(&self.place.namespace, self.metrics_address());
+        words
+    }
+
+    /// Starts a second daemon on all that the first one has; how that ends.
+    pub fn starts_again(&self) -> std::process::Output {
+        self.place.run(&self.words())
+    }
+
+    /// Puts the daemon's wall clock off, like `+2h`: from its next start on, and at once if it was started so before.
+    pub fn sets_clock(&self, offset: &str) {
+        self.daemon.set_clock(offset);
+    }
+
+    /// Stops the daemon in its tracks (SIGSTOP).
+    pub fn hang(&self) {
+        self.daemon.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.daemon.signal(Signal::CONT);
     }
 
     /// Kills the daemon.
@@ -137,6 +163,20 @@ impl Control {
     /// Its process number.
     pub fn id(&self) -> u32 {
         self.daemon.id()
+    }
+
+    /// Asks the running daemon for a step of a root rotation, or, without one, how far it is; what it says.
+    ///
+    /// # Errors
+    /// It refuses, and says why.
+    pub fn rotate(&self, step: Option<&str>) -> Result<String, String> {
+        let state = self.state().display().to_string();
+        let program = binary("mesh-control").display().to_string();
+        let mut words = vec![program.as_str(), "rotate-root", "--state-dir", &state];
+        words.extend(step.iter().flat_map(|step| ["--step", *step]));
+        let output = self.place.run(&words);
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
     /// Where it runs.

@@ -16,10 +16,14 @@ use crate::{
     web,
 };
 
+/// Of Debian's package libfaketime.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
 /// A daemon, running or not.
 pub(crate) struct Daemon {
     name: String,
     log: PathBuf,
+    clock: PathBuf,
     process: Mutex<Option<Process>>,
     /// Those that another has taken over from.
     former: Mutex<Vec<Process>>,
@@ -27,7 +31,8 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new(name: impl Into<String>, log: PathBuf) -> Self {
-        Self { name: name.into(), log, process: Mutex::default(), former: Mutex::default() }
+        let clock = log.with_extension("clock");
+        Self { name: name.into(), log, clock, process: Mutex::default(), former: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
@@ -40,7 +45,19 @@ impl Daemon {
 
     /// Starts it without waiting for anything.
     pub(crate) fn start(&self, place: &Place, words: &[String]) {
-        *self.lock() = Some(place.start(words, &self.log));
+        // The wall clock alone is another's: a machine that is put right does not live through its hours again either.
+        let clocked: Vec<String> = match self.clock.exists() {
+            false => Vec::new(),
+            true => [
+                "env".to_owned(),
+                format!("LD_PRELOAD={FAKETIME}"),
+                format!("FAKETIME_TIMESTAMP_FILE={}", self.clock.display()),
+                "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+                "FAKETIME_NO_CACHE=1".to_owned(),
+            ]
+            .into(),
+        };
+        *self.lock() = Some(place.start(&[&clocked, words].concat(), &self.log));
     }
 
     /// Starts another beside the one that runs; that one is now one of the former, if the new one says `marker` in the log.
@@ -96,6 +113,13 @@ impl Daemon {
                 answer => Err(format!("{} {}", answer.status, answer.body)),
             }
         });
+    }
+
+    /// Puts its clock off by as much as libfaketime is told, like `+2h`; from its next start on, and at once if it was started
+    /// so before.
+    pub(crate) fn set_clock(&self, offset: &str) {
+        let fresh = self.clock.with_extension("fresh");
+        std::fs::write(&fresh, offset).and_then(|()| std::fs::rename(&fresh, &self.clock)).expect("the slot has room");
     }
 
     pub(crate) fn kill(&self) {

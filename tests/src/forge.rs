@@ -63,6 +63,16 @@ impl Authority {
         Self { issuer: Issuer::new(parameters, key), certificate }
     }
 
+    /// A server's certificate for a host name, and its key, PEM.
+    ///
+    /// # Panics
+    /// When the name is none.
+    pub fn server(&self, name: &str) -> (String, String) {
+        let parameters = CertificateParams::new(vec![name.to_owned()]).expect("a host name");
+        let key = KeyPair::generate().expect("a key");
+        (parameters.signed_by(&key, &self.issuer).expect("a certificate").pem(), key.serialize_pem())
+    }
+
     /// A root that ran out an hour ago, in PEM.
     ///
     /// # Panics

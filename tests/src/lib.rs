@@ -15,6 +15,7 @@ mod daemon;
 pub mod dial;
 mod eventually;
 pub mod forge;
+pub mod imposter;
 pub mod limits;
 pub mod link;
 mod manifests;

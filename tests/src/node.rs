@@ -178,6 +178,11 @@ impl Node {
         self.daemon.is_ready(&self.system.namespace, local(READY_PORT));
     }
 
+    /// Puts the agent's wall clock off, like `+2h`: from its next start on, and at once if it was started so before.
+    pub fn sets_clock(&self, offset: &str) {
+        self.daemon.set_clock(offset);
+    }
+
     /// Kills the agent as a crash would.
     pub fn kill_agent(&self) {
         self.daemon.kill();

@@ -116,9 +116,8 @@ fn serials(node: &Node) -> Result<BTreeMap<String, String>, String> {
 
 #[test]
 fn certificates_are_renewed_at_half_life_while_connections_are_made_and_none_fails() {
-    // The shortest that control signs.
-    let lifetime = Duration::from_secs(60);
-    let control_arguments = ["--certificate-lifetime", "60s"].map(str::to_owned).into();
+    let lifetime = Duration::from_secs(30);
+    let control_arguments = ["--certificate-lifetime", "30s"].map(str::to_owned).into();
     let mesh = Mesh::with(Setup { control_arguments, ..Setup::default() });
     let accounts = ["one", "two", "three", "four"];
     let web = mesh.app("web").on("node-a");
@@ -135,7 +134,7 @@ fn certificates_are_renewed_at_half_life_while_connections_are_made_and_none_fai
     for row in rows.iter().filter(|row| row.identity.starts_with("spiffe://")) {
         // Half of what is left, up to a tenth earlier; a few seconds of it have passed.
         let left = row.renews_at as f64 - now;
-        assert!((half * 0.9 - 15.0..=half + 1.0).contains(&left), "{left} s: {row:?}");
+        assert!((half * 0.9 - 10.0..=half + 1.0).contains(&left), "{left} s: {row:?}");
     }
 
     // Load all the while, until every certificate is another one.

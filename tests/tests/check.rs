@@ -3,9 +3,17 @@
 
 use std::{fs, path::Path, process::Output};
 
+use mesh_api::{
+    ADDRESS_TYPE,
+    proto::{
+        discovery::{DeltaDiscoveryResponse, Resource},
+        wellknown::Any,
+    },
+};
 use mesh_tests::{
     App, LIMIT, Mesh, Setup, eventually,
     forge::Authority,
+    imposter::Imposter,
     node::Node,
     process::printed,
     protocol::{Behaviour, Command, Listen, Reply},
@@ -210,16 +218,51 @@ fn a_root_has_expired(mesh: &Mesh) -> Mend<'_> {
     })
 }
 
+/// The agent's clock goes back behind the issue of its certificates.
+fn the_clock_is_put_back(mesh: &Mesh) -> Mend<'_> {
+    let node = mesh.node("node-a");
+    node.stop_agent();
+    node.sets_clock("+0");
+    node.start_agent();
+    eventually("control has confirmed the View", LIMIT, || {
+        let status = node.admin().status().map_err(|status| status.to_string())?;
+        let is_confirmed = status.control == "connected" && status.view_cached_at == 0;
+        if is_confirmed { Ok(()) } else { Err(format!("{status:?}")) }
+    });
+    node.sets_clock("-2h");
+    Box::new(|| node.sets_clock("+0"))
+}
+
+/// A control daemon that says what cannot be read.
+fn control_speaks_garbage(mesh: &Mesh) -> Mend<'_> {
+    mesh.control().kill();
+    let imposter = Imposter::of(mesh.control());
+    eventually("the agents listen to it", LIMIT, || match imposter.listeners() {
+        2 => Ok(()),
+        count => Err(format!("{count} do")),
+    });
+    let any = Any { type_url: ADDRESS_TYPE.to_owned(), value: b"\xff garbage".to_vec() };
+    let resource = Resource { version: "1".to_owned(), resource: Some(any), name: "strange".to_owned() };
+    let type_url = ADDRESS_TYPE.to_owned();
+    imposter.says(&DeltaDiscoveryResponse { type_url, resources: vec![resource], ..DeltaDiscoveryResponse::default() });
+    Box::new(move || {
+        drop(imposter);
+        mesh.control().start();
+    })
+}
+
 /// A line of `meshctl check`, its result and what it says, and the fault that makes it say so.
 type Fault = (&'static str, &'static str, &'static str, for<'a> fn(&'a Mesh) -> Mend<'a>);
 
-const FAULTS: [Fault; 13] = [
+const FAULTS: [Fault; 15] = [
     ("links", "failed", "connect4: detached", a_hook_is_detached),
     ("other_programs", "warning", "getpeername6: 1 in /", another_program_is_on_a_pods_cgroup),
     ("maps", "failed", "FLOWS", a_map_is_full),
     ("descriptors", "failed", "descriptors are open", descriptors_run_out),
     ("heartbeat", "failed", "worker 0", a_worker_hangs),
     ("control", "failed", "not connected to https://", control_is_away),
+    ("resources", "failed", "strange: ", control_speaks_garbage),
+    ("clock", "failed", "is not valid yet", the_clock_is_put_back),
     ("trust_bundle", "failed", "1 roots have expired", a_root_has_expired),
     ("certificates", "failed", "ns/default/sa/lost: none", no_certificate_is_signed),
     ("pods", "warning", "not in the View: default/early", control_does_not_know_a_pod),

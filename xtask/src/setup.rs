@@ -28,6 +28,7 @@ const STORIES: &[&str] = &[
     "openssh-server",
     "curl",
     "openssl",
+    "libfaketime",
 ];
 /// What the nodes of `cargo xtask cluster` run beside the programs that are built for them.
 const CLUSTER: &[&str] = &[

@@ -31,6 +31,7 @@ fn workload_row(status: &CertificateStatus, now: SystemTime) -> CertificateRow {
     };
     if let Some(certificate) = &status.certificate {
         let state = match (now < certificate.not_after, status.error.is_empty()) {
+            _ if now < certificate.not_before => "not yet valid",
             (false, _) => "expired",
             (true, true) => "valid",
             (true, false) => "renewing",

@@ -10,6 +10,9 @@ pub enum LogError {
     /// The filter's text is wrong; the old one stays.
     #[error("log filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// tracing takes no level for "everything", which nobody means who mistypes one.
+    #[error("log filter: {0:?} ends in '=' and names no level: error, warn, info, debug, trace or off")]
+    NoLevel(String),
     /// A subscriber was there before.
     #[error("logs are set up already: {0}")]
     Taken(#[from] tracing_subscriber::util::TryInitError),
@@ -28,7 +31,7 @@ impl LogControl {
     /// # Errors
     /// The filter is malformed, or it was done before.
     pub fn install(filter: &str, format: LogFormat) -> Result<Self, LogError> {
-        let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse(filter)?);
+        let (filter, handle) = reload::Layer::new(read(filter)?);
         let registry = tracing_subscriber::registry().with(filter);
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         match format {
@@ -51,6 +54,28 @@ impl LogControl {
     /// # Errors
     /// It is malformed; the old one stays.
     pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
-        Ok(self.0.reload(EnvFilter::builder().parse(filter)?)?)
+        Ok(self.0.reload(read(filter)?)?)
+    }
+}
+
+fn read(filter: &str) -> Result<EnvFilter, LogError> {
+    match filter.split(',').map(str::trim).find(|directive| directive.ends_with('=')) {
+        Some(directive) => Err(LogError::NoLevel(directive.to_owned())),
+        None => Ok(EnvFilter::builder().parse(filter)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directive_without_its_level_is_refused() {
+        for good in ["info", "info,mesh_agent::path=debug", "mesh_agent[tunnel{peer=1}]=trace"] {
+            assert!(read(good).is_ok(), "{good}");
+        }
+        for wrong in ["debugg=", "info, mesh_agent=", "info=debugg"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 }

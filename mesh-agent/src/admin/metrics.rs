@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Node, Readiness};
-use crate::drain;
+use crate::{certificates::CertificateStatus, drain};
 
 /// Ends an OpenMetrics page.
 const END: &str = "# EOF\n";
@@ -192,8 +192,21 @@ fn certificates(page: &mut Page, node: &Node) -> fmt::Result {
             page.value("mesh_certificate_expiry_timestamp_seconds", &labels, seconds(certificate.not_after))?;
         }
     }
-    page.family("mesh_certificates_failing", "gauge", "Identities whose last request for a certificate failed")?;
-    page.value("mesh_certificates_failing", &[], certificates.iter().filter(|status| !status.error.is_empty()).count())
+    page.family("mesh_certificates_failing", "gauge", "Identities whose certificate is due and was not had")?;
+    page.value(
+        "mesh_certificates_failing",
+        &[],
+        certificates.iter().filter(|status| !status.error.is_empty()).count(),
+    )?;
+    let is_over = |status: &&CertificateStatus| {
+        status.certificate.as_ref().is_some_and(|held| held.not_after <= SystemTime::now())
+    };
+    page.family(
+        "mesh_certificates_expired",
+        "gauge",
+        "Identities whose certificate has ended: they make no connection",
+    )?;
+    page.value("mesh_certificates_expired", &[], certificates.iter().filter(is_over).count())
 }
 
 fn short(type_url: &str) -> &str {

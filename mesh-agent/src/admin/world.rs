@@ -102,10 +102,12 @@ fn policy_row(view: &View, policy: &Policy) -> PolicyRow {
         namespace: policy.name.namespace.to_string(),
         name: policy.name.name.to_string(),
         scope: scope.into(),
-        action: match policy.action {
-            Action::Allow => "ALLOW".into(),
-            Action::Deny => "DENY".into(),
-        },
+        action: match (policy.action, policy.is_stand_in) {
+            (Action::Allow, false) => "ALLOW",
+            (Action::Deny, false) => "DENY",
+            (_, true) => "UNREADABLE",
+        }
+        .into(),
         dry_run: policy.is_dry_run,
         rules: policy.rules.len() as u32,
         workloads,

@@ -8,7 +8,7 @@ use crate::{
     admin::{self, Node, Sockets},
     cache::{self, Owner, Saver, SharedResources},
     certificates::{Feeds, Keeper, Vault},
-    control::{Client, Line, Published, SharedControlStatus},
+    control::{Client, Line, Published, SharedControlStatus, TrustReporter},
     drain::Phase,
     enrol::{Enrolment, Handed, Registry, RegistrySettings},
     kernel::{Kernel, NetworkNamespace},
@@ -128,7 +128,9 @@ impl Agent {
         let workers = shared.start_workers(&self.config, demand)?;
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
-        let mut client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let reporter = TrustReporter::new(shared.wallet.clone(), shared.wallet_changes.subscribe());
+        let client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
+        let mut client = client.reporting(reporter);
         let mut saver =
             Saver::new(self.config.cached_view(), self.owner(), client.resources(), shared.view_changes.subscribe());
         let sockets = match standing {

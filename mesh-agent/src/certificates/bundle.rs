@@ -45,8 +45,28 @@ impl TrustBundle {
             return Err(BundleError::Empty);
         }
         let hash = hexadecimal(&sha256(pem_texts.iter().map(|text| text.as_bytes())));
-        Ok(Self { roots: Arc::new(roots), certificates, hash })
+        let root_hashes = certificates.iter().map(root_hash).collect();
+        Ok(Self { roots: Arc::new(roots), certificates, hash, root_hashes })
     }
+
+    /// Each root as a bundle of its own.
+    pub(super) fn single_roots(&self) -> impl Iterator<Item = (&String, Arc<RootCertStore>)> {
+        self.root_hashes.iter().zip(&self.certificates).filter_map(|(hash, der)| {
+            let mut roots = RootCertStore::empty();
+            roots.add(der.clone()).ok()?;
+            Some((hash, Arc::new(roots)))
+        })
+    }
+}
+
+/// The hash of a root.
+fn root_hash(der: &CertificateDer<'_>) -> String {
+    hexadecimal(&sha256([der.as_ref()]))
+}
+
+/// The hashes of the roots in a PEM file; what is none is left out.
+pub fn root_hashes(pem: &[u8]) -> Vec<String> {
+    CertificateDer::pem_slice_iter(pem).flatten().map(|der| root_hash(&der)).collect()
 }
 
 #[cfg(test)]

@@ -26,6 +26,12 @@ const PARALLEL: usize = 8;
 /// Clocks differ by a little: an expiry that is due is not looked at more often.
 const EXPIRY_LOOK: Duration = Duration::from_millis(100);
 
+/// After a rotation of the root all certificates are asked for anew, not all at once.
+const REPLACEMENT: Duration = Duration::from_secs(2);
+
+/// Why a certificate that is due is not asked for.
+const AWAY: &str = "it is due, and control is away: it is asked for as soon as control is back";
+
 /// What operators are shown of one identity's certificate.
 #[derive(Debug, Clone)]
 pub struct CertificateStatus {
@@ -157,8 +163,21 @@ impl Keeper {
         }
         self.bundle_texts = texts;
         match TrustBundle::parse(&self.bundle_texts) {
-            Ok(bundle) => self.change_wallet(|wallet| wallet.trust = Some(Arc::new(bundle))),
+            Ok(bundle) => {
+                let bundle = Arc::new(bundle);
+                self.change_wallet(|wallet| wallet.trust = Some(bundle.clone()));
+                self.replace_old(&bundle);
+            }
             Err(error) => tracing::error!(%error, "trust bundle of control refused; the last good one stays"),
+        }
+    }
+
+    /// Control signs under another root: what is of the one before is asked for anew.
+    fn replace_old(&mut self, bundle: &TrustBundle) {
+        let (now, wallet) = (Instant::now(), self.wallet.load());
+        let is_old = |identity| wallet.certificates.get(identity).is_some_and(|held| bundle.makes_old(held));
+        for (_, entry) in self.entries.iter_mut().filter(|(identity, _)| is_old(identity)) {
+            entry.schedule.replace(now, REPLACEMENT);
         }
     }
 
@@ -235,11 +254,14 @@ impl Keeper {
     }
 
     /// `None` while nothing can be sent: there is no connection, or enough is on its way; both wake the loop by themselves.
+    /// Without a connection what comes due is still looked at once, to be shown as late.
     fn next_question(&self) -> Option<Instant> {
-        if self.feeds.line.borrow().is_none() || self.attempts.len() >= PARALLEL {
+        let (is_connected, now) = (self.feeds.line.borrow().is_some(), Instant::now());
+        if self.attempts.len() >= PARALLEL {
             return None;
         }
-        self.entries.values().filter(|entry| !entry.is_asking).map(|entry| entry.schedule.due()).min()
+        let dues = self.entries.values().filter(|entry| !entry.is_asking).map(|entry| entry.schedule.due());
+        dues.filter(|due| is_connected || *due > now).min()
     }
 
     fn next_expiry(&self) -> Option<Instant> {
@@ -256,7 +278,12 @@ impl Keeper {
         entry.is_asking = false;
         match result {
             Ok(Issued { certificate, bundle, pem }) => {
-                entry.schedule.issued(Instant::now(), SystemTime::now(), certificate.not_after);
+                let is_old = self.wallet.load().trust.as_ref().is_some_and(|trust| trust.makes_old(&certificate));
+                match is_old && !self.bundle_texts.is_empty() {
+                    // The root was rotated while it was on its way.
+                    true => entry.schedule.failed(Instant::now()),
+                    false => entry.schedule.issued(Instant::now(), SystemTime::now(), certificate.not_after),
+                }
                 entry.error.clear();
                 entry.is_from_vault = false;
                 let stored = self.vault.store(&identity, &pem);
@@ -299,10 +326,14 @@ impl Keeper {
 
     fn report(&self) {
         let (now, wall, wallet) = (Instant::now(), SystemTime::now(), self.wallet.load());
+        let is_connected = self.feeds.line.borrow().is_some();
         let rows = self.entries.iter().map(|(identity, entry)| CertificateStatus {
             identity: identity.clone(),
             certificate: wallet.certificates.get(identity).cloned(),
-            error: entry.error.clone(),
+            error: match entry.error.is_empty() && !is_connected && entry.schedule.due() <= now {
+                true => AWAY.to_owned(),
+                false => entry.error.clone(),
+            },
             renews_at: wall + entry.schedule.due().saturating_duration_since(now),
             is_from_vault: entry.is_from_vault,
             is_kept: entry.is_kept,

@@ -11,7 +11,7 @@ mod request;
 mod tests;
 mod vault;
 
-pub use bundle::BundleError;
+pub use bundle::{BundleError, root_hashes};
 pub use facts::{CertificateFacts, FactsError};
 pub use keeper::{CertificateStatus, Feeds, Keeper, SharedCertificateStatus};
 pub use request::{CertificateError, CertificateRequest, Issued, PrivatePem};
@@ -36,6 +36,10 @@ pub struct WorkloadCertificate {
     pub not_before: SystemTime,
     /// End of its validity.
     pub not_after: SystemTime,
+    /// When we were issued it: what is done at a part of its life counts from here.
+    pub issued: SystemTime,
+    /// The root that its chain leads to, as in [`TrustBundle::root_hashes`].
+    pub root: String,
 }
 
 /// The roots of the trust domain.
@@ -47,6 +51,15 @@ pub struct TrustBundle {
     pub certificates: Vec<CertificateDer<'static>>,
     /// SHA-256 of the PEM texts in order, hexadecimal; what control compares during a rotation.
     pub hash: String,
+    /// SHA-256 of each certificate, hexadecimal, in the same order. The first is the root that control signs under.
+    pub root_hashes: Vec<String>,
+}
+
+impl TrustBundle {
+    /// Whether control would now issue this certificate under another root.
+    pub fn makes_old(&self, certificate: &WorkloadCertificate) -> bool {
+        self.root_hashes.first() != Some(&certificate.root)
+    }
 }
 
 /// What handshakes read; swapped as a whole when a certificate is issued, renewed or dropped.

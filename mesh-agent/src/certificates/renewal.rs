@@ -47,6 +47,11 @@ impl Schedule {
         self.due = self.due.min(now);
     }
 
+    /// There is a better one to be had: within `spread`, so that not all ask at once.
+    pub fn replace(&mut self, now: Instant, spread: Duration) {
+        self.due = self.due.min(now + spread.mul_f64(fastrand::f64()));
+    }
+
     /// When to ask.
     pub fn due(&self) -> Instant {
         self.due

@@ -1,11 +1,12 @@
 //! One certificate: the key and request that are sent, and the checks that the answer must pass before it is used. The
 //! answer is judged as a peer would judge it, so that a bad one is found here and not in every handshake.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use mesh_api::Identity;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::{
+    RootCertStore,
     crypto::aws_lc_rs::sign::any_ecdsa_type,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject},
     server::WebPkiClientVerifier,
@@ -47,7 +48,7 @@ pub enum CertificateError {
         found: Vec<String>,
     },
     /// The chain does not lead to a root of the bundle, or is not valid now.
-    #[error("the certificate does not verify: {0}")]
+    #[error("the certificate does not verify: {}", crate::tls::explained(.0))]
     Chain(String),
 }
 
@@ -157,7 +158,7 @@ fn usable(
     if facts.names != [identity.to_string()] {
         return Err(CertificateError::Names { expected: identity.clone(), found: facts.names });
     }
-    verify(certificates, bundle)?;
+    let root = verify(certificates, bundle)?;
     let key = any_ecdsa_type(key).map_err(CertificateError::Key)?;
     // The peer holds the root: what it needs are the certificates below it.
     let below_root = certificates.iter().filter(|der| !bundle.certificates.contains(der)).cloned().collect();
@@ -169,6 +170,8 @@ fn usable(
         serial: facts.serial,
         not_before: facts.not_before,
         not_after: facts.not_after,
+        issued: SystemTime::now(),
+        root,
     })
 }
 
@@ -187,11 +190,20 @@ fn append_chain(certificates: &mut Vec<CertificateDer<'static>>, pem: &[u8]) -> 
     Ok(())
 }
 
-/// As a client's certificate, by the very rules that handshakes use.
-fn verify(certificates: &[CertificateDer<'static>], bundle: &TrustBundle) -> Result<(), CertificateError> {
+/// As a client's certificate, by the very rules that handshakes use. Gives the root that the chain leads to, the bundle's
+/// first one first.
+fn verify(certificates: &[CertificateDer<'static>], bundle: &TrustBundle) -> Result<String, CertificateError> {
+    let single = bundle.single_roots().find(|(_, roots)| leads_to(certificates, roots.clone()).is_ok());
+    match single {
+        Some((root, _)) => Ok(root.clone()),
+        None => leads_to(certificates, bundle.roots.clone()).map(|()| String::new()),
+    }
+}
+
+fn leads_to(certificates: &[CertificateDer<'static>], roots: Arc<RootCertStore>) -> Result<(), CertificateError> {
     let broken = |reason: String| CertificateError::Chain(reason);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(bundle.roots.clone(), provider)
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
         .build()
         .map_err(|error| broken(error.to_string()))?;
     let (leaf, others) = certificates.split_first().ok_or(CertificateError::Incomplete(0))?;

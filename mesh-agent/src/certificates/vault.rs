@@ -114,8 +114,9 @@ impl Vault {
     ) -> Result<Option<(WorkloadCertificate, SystemTime)>, KeptError> {
         let path = self.path(identity);
         let Some(pem) = private::read(&path)? else { return Ok(None) };
-        let certificate = WorkloadCertificate::from_pem(identity, &pem, bundle)?;
-        Ok(Some((certificate, fs::metadata(&path)?.modified()?)))
+        let issued = fs::metadata(&path)?.modified()?;
+        let certificate = WorkloadCertificate { issued, ..WorkloadCertificate::from_pem(identity, &pem, bundle)? };
+        Ok(Some((certificate, issued)))
     }
 
     /// Keeps a certificate that was issued just now.

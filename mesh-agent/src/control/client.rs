@@ -23,6 +23,7 @@ use super::{
     Backoff, ControlAddress, ControlStatus, DialError, SharedControlStatus,
     dial::{Line, causes},
     exchange::State,
+    report::{Fields, TrustReporter},
 };
 
 /// Largest message that is taken. Source: ztunnel's limit.
@@ -33,7 +34,7 @@ const REQUEST_QUEUE: usize = 64;
 const PUBLISH_AT_LEAST: Duration = Duration::from_millis(50);
 /// How often the root file is compared with the one the connection was verified against, and what nobody asks for any more
 /// is given up.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 /// A stream that lived this long is a success: the next failure waits the shortest time again.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -57,6 +58,7 @@ pub struct Client {
     demands: mpsc::Receiver<DemandRequest>,
     line: watch::Sender<Option<Line>>,
     last_publication: Option<Instant>,
+    reporter: Option<TrustReporter>,
 }
 
 /// Why a stream is over.
@@ -94,7 +96,14 @@ impl Client {
             demands,
             line,
             last_publication: None,
+            reporter: None,
         }
+    }
+
+    /// Tells control what this node trusts, when control publishes roots.
+    pub fn reporting(mut self, reporter: TrustReporter) -> Self {
+        self.reporter = Some(reporter);
+        self
     }
 
     /// What operators are shown; stays current while the client runs.
@@ -188,6 +197,7 @@ impl Client {
         answers: &mut Streaming<DeltaDiscoveryResponse>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
         let mut look = tokio::time::interval(LOOK);
+        self.reporter.iter_mut().for_each(|reporter| reporter.begin(&line.root_pem));
         loop {
             let publishable = self.state.publishable_at();
             let is_overdue = self.last_publication.is_some_and(|last| last.elapsed() >= PUBLISH_AT_LEAST);
@@ -198,6 +208,14 @@ impl Client {
             let publication = async {
                 match publishable {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // A control plane of another make, which publishes no roots, waits for no report.
+            let reporter = self.reporter.as_mut().filter(|_| !self.state.trust_bundle().is_empty());
+            let report = async {
+                match reporter {
+                    Some(reporter) => reporter.next().await,
                     None => std::future::pending().await,
                 }
             };
@@ -216,6 +234,7 @@ impl Client {
                     }
                 }
                 () = publication => self.publish(),
+                fields = report => say(requests, self.state.report(with_fields(self.node.clone(), fields))).await?,
                 _ = look.tick() => {
                     if let Some(request) = self.state.expire(Instant::now()) {
                         say(requests, request).await?;
@@ -279,6 +298,13 @@ impl Client {
 
 async fn say(requests: &mpsc::Sender<DeltaDiscoveryRequest>, request: DeltaDiscoveryRequest) -> Result<(), StreamEnd> {
     requests.send(request).await.map_err(|_| StreamEnd::Ended)
+}
+
+fn with_fields(mut node: Node, fields: Fields) -> Node {
+    let metadata = node.metadata.get_or_insert_default();
+    let texts = fields.into_iter().map(|(name, text)| (name.to_owned(), Value { kind: Some(Kind::StringValue(text)) }));
+    metadata.fields.extend(texts);
+    node
 }
 
 /// The node as control planes of Istio's kind want it named.

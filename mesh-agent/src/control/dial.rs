@@ -103,7 +103,7 @@ impl ControlAddress {
         let failed = |reason| DialError::Connect { uri: self.uri.clone(), reason };
         let channel = match tokio::time::timeout(2 * CONNECT_LIMIT, connect).await {
             Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(failed(causes(&error))),
+            Ok(Err(error)) => return Err(failed(crate::tls::explained(&causes(&error)))),
             Err(_) => return Err(failed(format!("no answer within {} s", (2 * CONNECT_LIMIT).as_secs()))),
         };
         Ok(Line { channel, bearer, root_pem })

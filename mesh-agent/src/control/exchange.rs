@@ -9,7 +9,7 @@ use std::{
 use mesh_api::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, MESH_CONFIG_TYPE,
     proto::{
-        discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+        discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node},
         mesh::MeshConfig,
     },
 };
@@ -137,6 +137,15 @@ impl State {
         self.store.apply_addresses(&[], &names);
         self.is_dirty = true;
         Some(self.addresses.release(names))
+    }
+
+    /// What says something of the node and asks for nothing.
+    pub fn report(&self, node: Node) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: MESH_CONFIG_TYPE.into(),
+            ..DeltaDiscoveryRequest::default()
+        }
     }
 
     /// Takes an answer in; the ack or nack. `None`: of a type that nobody asked for.

@@ -6,6 +6,7 @@ mod backoff;
 mod client;
 mod dial;
 mod exchange;
+mod report;
 #[cfg(test)]
 mod restore_tests;
 mod status;
@@ -18,5 +19,6 @@ pub use client::{Client, Published};
 pub use dial::{Bearer, ControlAddress, DialError, Line, causes};
 #[cfg(any(test, fuzzing))]
 pub(crate) use exchange::State;
+pub use report::TrustReporter;
 pub use status::{ControlStatus, SharedControlStatus, TypeStatus};
 pub(crate) use subscription::is_alias;

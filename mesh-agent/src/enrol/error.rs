@@ -36,6 +36,9 @@ pub enum EnrolError {
     /// The kernel, its settings or the record refuse.
     #[error("{0}")]
     Node(#[from] NodeError),
+    /// There is no such pod: it never was, has died, or is withdrawn already. For a runtime that is as good as done.
+    #[error("uid: no pod {0:?} is enrolled; `meshctl pods` lists those that are")]
+    Unknown(String),
     /// The agent is about to end.
     #[error("the agent is stopping, or another has taken over: ask again")]
     Stopping,
@@ -126,6 +129,7 @@ impl From<EnrolError> for tonic::Status {
             EnrolError::Namespace(_) | EnrolError::Dead(_) => Self::failed_precondition(text),
             EnrolError::Descriptors(_) => Self::resource_exhausted(text),
             EnrolError::Node(_) => Self::internal(text),
+            EnrolError::Unknown(_) => Self::not_found(text),
             EnrolError::Stopping => Self::unavailable(text),
         }
     }

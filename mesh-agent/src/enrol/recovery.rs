@@ -191,7 +191,7 @@ impl Registry {
 
     /// Ends steering of one that failed: it was withdrawn, or is dead.
     pub(super) fn abandon(&mut self, uid: &str) -> Result<(), EnrolError> {
-        let Some(failed) = self.failed.remove(uid) else { return Ok(()) };
+        let Some(failed) = self.failed.remove(uid) else { return Err(EnrolError::Unknown(uid.to_owned())) };
         let steering = self.wiring.kernel.withdraw(PodId(failed.record.id));
         self.wiring.telemetry.forget(failed.record.id);
         let namespace = NetworkNamespace::open(&failed.record.claim.network_namespace.path()).ok();

@@ -52,7 +52,7 @@ pub enum TunnelError {
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The handshake failed, or the peer is not who was dialled.
-    #[error("TLS handshake with {address}: {source}")]
+    #[error("TLS handshake with {address}: {}", tls::explained(source))]
     Tls {
         /// The peer's agent.
         address: SocketAddr,
@@ -263,10 +263,10 @@ fn builder() -> h2::client::Builder {
     builder
 }
 
-/// Two thirds of the lifetime, counted from the issue (`not_before` lies 60 s before it). A tunnel that is opened later than
+/// Two thirds of the lifetime, counted from the issue. A tunnel that is opened later than
 /// that (renewal fails) lives as long as its certificate: the next one would have no other.
 pub(super) fn until_retirement(certificate: &WorkloadCertificate, now: SystemTime) -> Duration {
-    let life = certificate.not_after.duration_since(certificate.not_before).unwrap_or_default();
+    let life = certificate.not_after.duration_since(certificate.issued).unwrap_or_default();
     let until = |time: SystemTime| time.duration_since(now).ok().filter(|left| !left.is_zero());
     until(certificate.not_after - life / 3).or_else(|| until(certificate.not_after)).unwrap_or_default()
 }

@@ -39,7 +39,7 @@ pub enum ServerError {
     #[error(transparent)]
     Credentials(#[from] TlsError),
     /// No certificate, a wrong one, another protocol, or a peer that went away.
-    #[error("TLS handshake: {0}")]
+    #[error("TLS handshake: {}", crate::tls::explained(.0))]
     Tls(#[source] io::Error),
     /// No HTTP/2 after the handshake.
     #[error("HTTP/2: {0}")]

@@ -54,6 +54,9 @@ pub enum Cut {
     /// A new View denies it.
     #[error("denied by a change of policy: {}", Because(.0))]
     Denied(Box<Decision>),
+    /// The source's workload has another identity now, or its address is another's.
+    #[error("the address of the source is no longer that of a workload with the identity {0}")]
+    Identity(Identity),
     /// The destination is no longer in the View: nothing can be judged.
     #[error("the destination is no longer in the View")]
     Unknown,
@@ -225,7 +228,9 @@ impl Failure {
             Self::Origin(OriginError::NotRedirected) => Flag::NotRedirected,
             Self::Origin(OriginError::Kernel(_)) => Flag::NotRedirected,
             Self::Tunnel(ServerError::Credentials(error)) => credentials_flag(error),
-            Self::Origin(OriginError::Identity(_)) | Self::Mismatch(_) => Flag::IdentityError,
+            Self::Origin(OriginError::Identity(_)) | Self::Mismatch(_) | Self::Cut(Cut::Identity(_)) => {
+                Flag::IdentityError
+            }
             Self::Tunnel(ServerError::Tls(_) | ServerError::Timeout) => Flag::TlsFailure,
             Self::Tunnel(ServerError::Http(_)) => Flag::H2HandshakeFailure,
             Self::Request(_) => Flag::BadRequest,

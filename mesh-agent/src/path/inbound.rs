@@ -162,6 +162,8 @@ async fn reach(
 ) -> Result<(Upstream, Option<http::HeaderValue>), Failure> {
     let origin =
         request_origin(tunnel, asked.authority(), asked.headers()).inspect_err(|_| outcome.dialled(tunnel.local))?;
+    // The tunnel may be older than the identity that the workload has now.
+    is_at_its_own(worker, &tunnel.peer, origin::canonical(tunnel.remote).ip())?;
     let view = worker.view().ok_or(Failure::Starting)?;
     outcome.origin(&origin, source(&view, &tunnel.peer.identity, &origin, asked));
     let (view, permit) = permit(worker, pod, &origin, outcome).await?;

@@ -89,6 +89,9 @@ impl Live {
     fn judge_again(&self, view: &View) {
         let judged = self.judged.borrow();
         let Some(Judged { source, pod, address }) = &*judged else { return };
+        if let Some(identity) = source.identity.as_ref().filter(|identity| !view.may_be_at(identity, source.address)) {
+            return self.cut(Cut::Identity(identity.clone()));
+        }
         let Some(workload) = workload_of(view, pod) else { return self.cut(Cut::Unknown) };
         let decision = judge(view, source, workload, address.ip(), address.port());
         if decision.verdict.is_allowed() {

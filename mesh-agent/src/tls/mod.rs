@@ -136,6 +136,18 @@ pub(crate) fn verify_client(
     peer_identity(leaf).map_err(|error| TlsError::Config(error.into()))
 }
 
+/// What rustls says, and that it is a matter of clocks where it is: those of two ends, or of one end and of who signed.
+pub fn explained(error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    if text.contains("not valid yet") || text.contains("NotValidYet") {
+        format!("{text}: this node's clock is behind, or that of mesh-control ahead; synchronise the clocks")
+    } else if text.contains("alert: CertificateExpired") {
+        format!("{text}: the peer finds our certificate expired or not valid yet; are the clocks synchronised?")
+    } else {
+        text
+    }
+}
+
 /// What a client calls the peer: nothing on the wire (no SNI is sent), and its certificate is judged by URI, not by this.
 pub fn no_name(address: std::net::IpAddr) -> ServerName<'static> {
     ServerName::IpAddress(address.into())

@@ -4,7 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mesh_api::proto::security as wire;
+use mesh_api::{
+    UNREADABLE_POLICY,
+    proto::{security as wire, workload as wire_workload},
+};
 
 use super::{
     Action, AddressRange, Clause, Match, Policy, PolicyName, Rule, Scope, ServiceAccount, TextMatch,
@@ -15,13 +18,16 @@ pub(super) fn policy(name: PolicyName, from: &wire::Authorization) -> Result<Pol
     if *name.namespace != *from.namespace || *name.name != *from.name {
         return Err(wrong("name", format!("the resource is named {name}")));
     }
-    if !from.extensions.is_empty() {
+    let is_known =
+        |extension: &wire_workload::Extension| extension.name == UNREADABLE_POLICY && extension.config.is_none();
+    if !from.extensions.iter().all(is_known) {
         return Err(wrong("extensions", "not supported"));
     }
+    let is_stand_in = !from.extensions.is_empty();
     let scope = scope(from).ok_or_else(|| wrong("scope", format!("{} is unknown", from.scope)))?;
     let action = action(from).ok_or_else(|| wrong("action", format!("{} is unknown", from.action)))?;
     let rules = from.rules.iter().map(rule).collect::<Result<_, _>>()?;
-    Ok(Policy { name, scope, action, is_dry_run: from.dry_run, rules })
+    Ok(Policy { name, scope, action, is_dry_run: from.dry_run, rules, is_stand_in })
 }
 
 /// What stands for a policy that was refused and never good: it selects whom the policy selects (its namespace, when not
@@ -29,12 +35,24 @@ pub(super) fn policy(name: PolicyName, from: &wire::Authorization) -> Result<Pol
 pub(super) fn refused(name: PolicyName, from: &wire::Authorization) -> Policy {
     let scope = scope(from).unwrap_or(Scope::Namespace);
     match action(from) {
-        Some(Action::Allow) => {
-            Policy { name, scope, action: Action::Allow, is_dry_run: from.dry_run, rules: Vec::new() }
-        }
+        Some(Action::Allow) => Policy {
+            name,
+            scope,
+            action: Action::Allow,
+            is_dry_run: from.dry_run,
+            rules: Vec::new(),
+            is_stand_in: true,
+        },
         Some(Action::Deny) | None => {
             let everything = Rule { clauses: vec![Clause { matches: Vec::new() }] };
-            Policy { name, scope, action: Action::Deny, is_dry_run: from.dry_run, rules: vec![everything] }
+            Policy {
+                name,
+                scope,
+                action: Action::Deny,
+                is_dry_run: from.dry_run,
+                rules: vec![everything],
+                is_stand_in: true,
+            }
         }
     }
 }

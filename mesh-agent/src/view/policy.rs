@@ -52,6 +52,8 @@ pub struct Policy {
     pub is_dry_run: bool,
     /// ORed.
     pub rules: Vec<Rule>,
+    /// It stands in for a policy that cannot be read, and lets nobody through.
+    pub is_stand_in: bool,
 }
 
 /// Clauses are ANDed.

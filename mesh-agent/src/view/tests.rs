@@ -208,7 +208,7 @@ fn a_refused_policy_lets_nobody_through_and_a_good_one_stays_in_force() {
         assert_eq!(refusals[0].name, "default/p");
         let view = store.publish();
         let kept = view.policy(&name).unwrap();
-        assert_eq!((kept.action, kept.rules.len()), (action_kept, rules));
+        assert_eq!((kept.action, kept.rules.len(), kept.is_stand_in), (action_kept, rules, true));
         assert_eq!(view.policies_over("default").count(), 1);
     }
 

@@ -15,14 +15,14 @@ use super::identity::Identity;
 /// Certificates are valid from this long before they are issued: clocks differ.
 const BACKDATED: Duration = Duration::from_secs(60);
 /// Shorter certificates would expire while they are renewed.
-pub const SHORTEST: Duration = Duration::from_secs(60);
+pub const SHORTEST: Duration = Duration::from_secs(10);
 
 /// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Certificates between a leaf and the root, PEM, the issuer's own first; empty when the root signs itself.
     intermediates: Vec<String>,
-    /// Roots, PEM.
+    /// Roots, PEM; the one that the issuer leads to first.
     roots: Vec<String>,
     /// End of the issuer's own certificate: nothing it signs is valid for longer.
     not_after: SystemTime,
@@ -46,7 +46,7 @@ pub struct Parts {
     pub issuer: Issuer<'static, KeyPair>,
     /// See [`Authority`].
     pub intermediates: Vec<String>,
-    /// Roots, PEM.
+    /// Roots, PEM; the one that the issuer leads to first.
     pub roots: Vec<String>,
     /// End of the issuer's certificate.
     pub not_after: SystemTime,
@@ -59,7 +59,7 @@ impl Authority {
         Authority { issuer, intermediates, roots, not_after, longest: longest.max(SHORTEST) }
     }
 
-    /// Roots that certificates of this authority are verified against, PEM.
+    /// Roots that certificates are verified against, PEM; the one that this authority signs under first.
     pub fn roots(&self) -> &[String] {
         &self.roots
     }
@@ -126,7 +126,8 @@ impl Authority {
     fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<Vec<String>, SignError> {
         let leaf = params.signed_by(key, &self.issuer).map_err(SignError::Library)?;
         let mut chain = vec![leaf.pem()];
-        chain.extend(self.intermediates.iter().chain(&self.roots).cloned());
+        // Who is told no bundle takes the last for the root.
+        chain.extend(self.intermediates.iter().chain(self.roots.iter().rev()).cloned());
         Ok(chain)
     }
 }

@@ -1,6 +1,9 @@
 //! Where the CA's key and certificates are kept: generated into the state directory on first start, or plugged in by
-//! the operator. A key is written once with mode 0600 and never replaced; a directory with one half missing is an
+//! the operator. A key is written with mode 0600 and only a rotation replaces it; a directory with one half missing is an
 //! error rather than a reason to generate anew, because a new root would cut every workload off.
+//!
+//! A rotation is these files too, so that it outlives a restart: `root-cert.pem` with two roots and `next-key.pem` beside
+//! `ca-key.pem` after its first step, two roots and one key after the second. Each step is one rename.
 
 use std::{
     fs::{self, OpenOptions},
@@ -21,6 +24,7 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// What agents take as `--control-root`.
 pub const ROOT_FILE: &str = "root-cert.pem";
 const KEY_FILE: &str = "ca-key.pem";
+const NEXT_KEY_FILE: &str = "next-key.pem";
 const CERTIFICATE_FILE: &str = "ca-cert.pem";
 const CHAIN_FILE: &str = "cert-chain.pem";
 
@@ -77,8 +81,7 @@ pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
         Some(directory) => self::plugged(directory)?,
         None => {
             generate_unless_there(state)?;
-            check_mode(&state.join(KEY_FILE))?;
-            read(state, ROOT_FILE)?
+            own(state)?
         }
     };
     write(&state.join(ROOT_FILE), &parts.roots.concat(), 0o644)?;
@@ -90,7 +93,10 @@ pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
 /// # Errors
 /// The files are at fault.
 pub fn plugged(directory: &Path) -> Result<Parts, FilesError> {
-    read(directory, CERTIFICATE_FILE)
+    let path = directory.join(CERTIFICATE_FILE);
+    let issuer = <[Certificate; 1]>::try_from(certificates(&Text::read(path.clone())?)?);
+    let [issuer] = issuer.map_err(|_| content(&path, "has to hold one certificate"))?;
+    read(directory, &issuer, &path)
 }
 
 /// A root that signs itself, from its key and certificate in PEM; `place` is what to name when they are wrong.
@@ -99,8 +105,10 @@ pub fn plugged(directory: &Path) -> Result<Parts, FilesError> {
 /// They are no CA, or do not belong together.
 pub fn root(place: &Path, key: &str, certificate: &str) -> Result<Parts, FilesError> {
     let text = |name: &str, text: &str| Text { place: place.join(name), text: text.to_owned() };
-    let root = text(ROOT_FILE, certificate);
-    parts(&text(KEY_FILE, key), &root, &root, None)
+    let roots = text(ROOT_FILE, certificate);
+    let all = certificates(&roots)?;
+    let issuer = all.first().ok_or_else(|| content(&roots.place, "holds no certificate"))?;
+    parts(&text(KEY_FILE, key), (issuer, &roots.place), &roots, None)
 }
 
 /// A new root: key and certificate, PEM.
@@ -111,6 +119,71 @@ pub fn generate() -> Result<(String, String), FilesError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(FilesError::Library)?;
     let root = root_params(ROOT_LIFETIME).self_signed(&key).map_err(FilesError::Library)?;
     Ok((key.serialize_pem(), root.pem()))
+}
+
+/// The authority in a state directory.
+fn own(state: &Path) -> Result<Parts, FilesError> {
+    check_mode(&state.join(KEY_FILE))?;
+    let path = state.join(ROOT_FILE);
+    let root = root_of(&key(state.join(KEY_FILE))?, &path)?;
+    read(state, &root.ok_or_else(|| content(&path, "does not belong to ca-key.pem"))?, &path)
+}
+
+/// The root among those of a file that belongs to a key.
+fn root_of(key: &KeyPair, path: &Path) -> Result<Option<Certificate>, FilesError> {
+    let is_of_key = |root: &Certificate| {
+        parse(root, path).is_ok_and(|root| root.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+    };
+    Ok(certificates(&Text::read(path.to_owned())?)?.into_iter().find(is_of_key))
+}
+
+/// True when a root is there beside the one that signs, and its key.
+///
+/// # Errors
+/// The files cannot be read.
+pub fn has_next(state: &Path) -> Result<bool, FilesError> {
+    let path = state.join(NEXT_KEY_FILE);
+    Ok(path.exists() && root_of(&key(path)?, &state.join(ROOT_FILE))?.is_some())
+}
+
+/// Makes a second root, which agents are to trust and which signs nothing yet.
+///
+/// # Errors
+/// It cannot be made or written; the authority is as before.
+pub fn add_next(state: &Path) -> Result<Parts, FilesError> {
+    let (key, root) = generate()?;
+    let path = state.join(ROOT_FILE);
+    let roots = Text::read(path.clone())?.text + &root;
+    write(&state.join(NEXT_KEY_FILE), &key, 0o600)?;
+    write(&path, &roots, 0o644)?;
+    own(state)
+}
+
+/// The second root signs from now on; the key of the first is gone.
+///
+/// # Errors
+/// The key cannot be put in place; the authority is as before.
+pub fn use_next(state: &Path) -> Result<Parts, FilesError> {
+    let path = state.join(NEXT_KEY_FILE);
+    check_mode(&path)?;
+    fs::rename(&path, state.join(KEY_FILE)).map_err(|source| FilesError::File { path, source })?;
+    let parts = own(state)?;
+    write(&state.join(ROOT_FILE), &parts.roots.concat(), 0o644)?;
+    Ok(parts)
+}
+
+/// Only the root that signs stays.
+///
+/// # Errors
+/// It cannot be written; the authority is as before.
+pub fn drop_others(state: &Path) -> Result<Parts, FilesError> {
+    let path = state.join(ROOT_FILE);
+    let root = root_of(&key(state.join(KEY_FILE))?, &path)?;
+    let root = root.ok_or_else(|| content(&path, "does not belong to ca-key.pem"))?;
+    write(&path, &root.pem, 0o644)?;
+    // Without its root this key is nobody's; it is in the way of nothing if it stays.
+    let _ = fs::remove_file(state.join(NEXT_KEY_FILE));
+    own(state)
 }
 
 fn generate_unless_there(state: &Path) -> Result<(), FilesError> {
@@ -154,32 +227,45 @@ impl Text {
     }
 }
 
-fn read(directory: &Path, certificate_file: &str) -> Result<Parts, FilesError> {
-    let text = |name: &str| Text::read(directory.join(name));
-    let chain = if directory.join(CHAIN_FILE).exists() { Some(text(CHAIN_FILE)?) } else { None };
-    parts(&text(KEY_FILE)?, &text(certificate_file)?, &text(ROOT_FILE)?, chain.as_ref())
+fn key(path: PathBuf) -> Result<KeyPair, FilesError> {
+    key_of(&Text::read(path)?)
 }
 
-fn parts(key: &Text, certificate: &Text, roots: &Text, chain: Option<&Text>) -> Result<Parts, FilesError> {
-    let certificate_path = &certificate.place;
-    let key = KeyPair::from_pem(&key.text).map_err(|_| content(&key.place, "is not a private key in PEM"))?;
-    let certificates = certificates(certificate)?;
-    let [certificate] = certificates.as_slice() else {
-        return Err(content(certificate_path, "has to hold one certificate"));
-    };
-    let not_after = check_issuer(certificate, &key, certificate_path)?;
-    let chain_path = chain.map_or_else(|| certificate_path.with_file_name(CHAIN_FILE), |chain| chain.place.clone());
-    let roots = self::certificates(roots)?;
-    let is_root = |certificate: &Certificate| roots.iter().any(|root| root.der == certificate.der);
-    let mut intermediates = chain.map(self::certificates).transpose()?.unwrap_or_default();
+fn key_of(text: &Text) -> Result<KeyPair, FilesError> {
+    KeyPair::from_pem(&text.text).map_err(|_| content(&text.place, "is not a private key in PEM"))
+}
+
+/// `certificate` is the one that signs, from `path`.
+fn read(directory: &Path, certificate: &Certificate, path: &Path) -> Result<Parts, FilesError> {
+    let text = |name: &str| Text::read(directory.join(name));
+    let chain = if directory.join(CHAIN_FILE).exists() { Some(text(CHAIN_FILE)?) } else { None };
+    parts(&text(KEY_FILE)?, (certificate, path), &text(ROOT_FILE)?, chain.as_ref())
+}
+
+fn parts(
+    key: &Text,
+    (certificate, path): (&Certificate, &Path),
+    roots: &Text,
+    chain: Option<&Text>,
+) -> Result<Parts, FilesError> {
+    let key = key_of(key)?;
+    let not_after = check_issuer(certificate, &key, path)?;
+    let chain_path = chain.map_or_else(|| path.with_file_name(CHAIN_FILE), |chain| chain.place.clone());
+    let mut roots = certificates(roots)?;
+    let is_root =
+        |certificate: &Certificate, roots: &[Certificate]| roots.iter().any(|root| root.der == certificate.der);
+    let mut intermediates = chain.map(certificates).transpose()?.unwrap_or_default();
     // The chain may or may not begin with the issuer and end with the root: both are sent exactly once.
-    intermediates.retain(|link| !is_root(link) && link.der != certificate.der);
-    if !is_root(certificate) {
+    intermediates.retain(|link| !is_root(link, &roots) && link.der != certificate.der);
+    if !is_root(certificate, &roots) {
         intermediates.insert(0, certificate.clone());
     }
     check_chain(&intermediates, &roots, &chain_path)?;
-    let issuer = Issuer::from_ca_cert_pem(&certificate.pem, key)
-        .map_err(|_| content(certificate_path, "is not a CA certificate"))?;
+    // Agents take the first root for the one that signs.
+    let top = intermediates.last().unwrap_or(certificate);
+    roots.sort_by_key(|root| !is_signed_by(top, root, &chain_path));
+    let issuer =
+        Issuer::from_ca_cert_pem(&certificate.pem, key).map_err(|_| content(path, "is not a CA certificate"))?;
     let texts = |list: Vec<Certificate>| list.into_iter().map(|certificate| certificate.pem).collect();
     Ok(Parts { issuer, intermediates: texts(intermediates), roots: texts(roots), not_after })
 }
@@ -206,16 +292,19 @@ fn check_issuer(certificate: &Certificate, key: &KeyPair, path: &Path) -> Result
 /// Each intermediate is signed by the next, and the last by one of the roots.
 fn check_chain(intermediates: &[Certificate], roots: &[Certificate], path: &Path) -> Result<(), FilesError> {
     for (index, below) in intermediates.iter().enumerate() {
-        let below = parse(below, path)?;
         let next = intermediates.get(index + 1).map_or(roots, std::slice::from_ref);
-        let is_signed_by = |above: &Certificate| {
-            parse(above, path).is_ok_and(|above| below.verify_signature(Some(above.public_key())).is_ok())
-        };
-        if !next.iter().any(is_signed_by) {
+        if !next.iter().any(|above| is_signed_by(below, above, path)) {
             return Err(content(path, "does not lead from ca-cert.pem to root-cert.pem"));
         }
     }
     Ok(())
+}
+
+fn is_signed_by(below: &Certificate, above: &Certificate, path: &Path) -> bool {
+    match (parse(below, path), parse(above, path)) {
+        (Ok(below), Ok(above)) => below.verify_signature(Some(above.public_key())).is_ok(),
+        _ => false,
+    }
 }
 
 fn parse<'a>(certificate: &'a Certificate, path: &Path) -> Result<X509Certificate<'a>, FilesError> {

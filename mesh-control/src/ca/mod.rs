@@ -5,6 +5,7 @@ pub mod authority;
 pub mod files;
 pub mod identity;
 pub mod request;
+pub mod rotation;
 pub mod server;
 pub mod service;
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! The certificate that this daemon's own server shows: signed by its own authority, renewed at half of its life
 //! without a restart. Running connections keep the one they began with.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
@@ -13,7 +16,10 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::authority::{Authority, SHORTEST, SignError};
+use super::authority::{Authority, SignError};
+
+/// How often the time is looked at; also the pause after a failure.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why the server has no new certificate.
 #[derive(Debug, thiserror::Error)]
@@ -44,22 +50,31 @@ impl ServerCertificate {
         Ok(Arc::new(ServerCertificate { current: watch::Sender::new(certified(authority, names)?) }))
     }
 
-    /// Renews it for as long as the daemon runs. A failure keeps the current one and is tried again.
-    pub async fn renew(self: Arc<Self>, authority: Arc<Authority>, names: Vec<String>) {
-        let half_life = authority.lifetime(Duration::ZERO) / 2;
-        let mut wait = half_life;
+    /// Renews it for as long as the daemon runs, at half-life and when another authority signs. A failure keeps the current
+    /// one and is tried again.
+    pub async fn renew(self: Arc<Self>, mut authority: watch::Receiver<Arc<Authority>>, names: Vec<String>) {
+        let half_life = authority.borrow().lifetime(Duration::ZERO) / 2;
+        let mut issued = SystemTime::now();
         loop {
-            tokio::time::sleep(wait).await;
-            wait = match self.renew_once(&authority, &names) {
-                Ok(()) => half_life,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "the server's certificate was not renewed"
-                    );
-                    (half_life / 10).max(SHORTEST / 10)
-                }
+            let is_another = match tokio::time::timeout(LOOK, authority.changed()).await {
+                Ok(Ok(())) => true,
+                Err(_) => false,
+                // Nobody can name another any more: the daemon ends.
+                Ok(Err(_)) => return,
             };
+            // By the wall clock, which may be put right meanwhile: one from the future is good for nobody.
+            let is_due = SystemTime::now().duration_since(issued).map_or(true, |age| age >= half_life);
+            if !is_due && !is_another {
+                continue;
+            }
+            let current = authority.borrow_and_update().clone();
+            match self.renew_once(&current, &names) {
+                Ok(()) => issued = SystemTime::now(),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the server's certificate was not renewed");
+                }
+            }
         }
     }
 

@@ -22,8 +22,8 @@ use crate::{
 
 /// The service.
 pub struct CertificateService {
-    /// Who signs.
-    pub authority: Arc<Authority>,
+    /// Who signs; another after a step of a rotation.
+    pub authority: watch::Receiver<Arc<Authority>>,
     /// What runs where.
     pub state: watch::Receiver<Arc<Snapshot>>,
     /// Who asks.
@@ -118,7 +118,8 @@ impl CertificateService {
             return Err(Refusal::NotHere(identity));
         }
         let asked = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
-        Ok(self.authority.sign_workload(&identity, &key, self.authority.lifetime(asked))?)
+        let authority = self.authority.borrow().clone();
+        Ok(authority.sign_workload(&identity, &key, authority.lifetime(asked))?)
     }
 }
 

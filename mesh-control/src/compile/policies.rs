@@ -4,9 +4,15 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use mesh_api::proto::security::{
-    Action, Address, Authorization, Clause, Empty, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
-    string_match::MatchType,
+use mesh_api::{
+    UNREADABLE_POLICY,
+    proto::{
+        security::{
+            Action, Address, Authorization, Clause, Empty, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
+            string_match::MatchType,
+        },
+        workload::Extension,
+    },
 };
 
 use super::{Mesh, bytes, selects};
@@ -87,7 +93,7 @@ fn deny_all(mesh: &Mesh<'_>, refused: &RefusedPolicy) -> Authorization {
         // A rule without clauses matches everything.
         rules: vec![Rule::default()],
         dry_run: false,
-        extensions: Vec::new(),
+        extensions: vec![Extension { name: UNREADABLE_POLICY.to_owned(), config: None }],
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who asks: an agent and its node, by the token that came with the request. What a token is worth is said by a file of
 //! tokens or by an API server; nothing that the caller says of itself counts.
 
+use std::sync::Arc;
+
 use tonic::{Status, metadata::MetadataMap};
 
 use super::token::{Shown, Tokens};
@@ -20,7 +22,7 @@ pub struct Caller {
 /// Who says whose a token is.
 pub enum Callers {
     /// A file of tokens.
-    Tokens(Tokens),
+    Tokens(Arc<Tokens>),
     /// An API server.
     Kubernetes(Reviews),
 }

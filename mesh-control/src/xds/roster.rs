@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use mesh_api::{CONTROL_ROOTS_FIELD, OLD_CERTIFICATES_FIELD, TRUST_BUNDLE_FIELD, proto::discovery::Node};
 use serde::Serialize;
 
 use crate::publish::session::{Nack, Session};
@@ -18,7 +19,7 @@ pub struct Roster {
 }
 
 /// One stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Attendance {
     /// Node of the agent's token.
     pub node: String,
@@ -30,10 +31,39 @@ pub struct Attendance {
     pub has_answered: bool,
     /// By type, why it refused the last response of that type.
     pub refused: BTreeMap<String, String>,
+    /// What it trusts; none from an agent that does not say.
+    pub trust: Option<TrustReport>,
     /// For how long it has not held the published state, in milliseconds; 0 while it does.
     pub lag_ms: u64,
     #[serde(skip)]
     behind_since: Option<Instant>,
+}
+
+/// What an agent says of its roots, in the metadata of its node (mesh.proto, `MeshConfig.trust_bundle`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TrustReport {
+    /// Hash of the bundle that peers are verified against.
+    pub bundle: String,
+    /// Certificates in use that lead to another root than the first of the bundle.
+    pub old_certificates: u64,
+    /// Hashes of the roots that this daemon is verified against.
+    pub control_roots: Vec<String>,
+}
+
+impl TrustReport {
+    /// Reads it; `None`: the node says nothing of it.
+    pub fn of(node: &Node) -> Option<TrustReport> {
+        let fields = &node.metadata.as_ref()?.fields;
+        let text = |name: &str| match fields.get(name)?.kind.as_ref()? {
+            prost_types::value::Kind::StringValue(text) => Some(text.as_str()),
+            _ => None,
+        };
+        Some(TrustReport {
+            bundle: text(TRUST_BUNDLE_FIELD)?.to_owned(),
+            old_certificates: text(OLD_CERTIFICATES_FIELD)?.parse().ok()?,
+            control_roots: text(CONTROL_ROOTS_FIELD)?.split_whitespace().map(str::to_owned).collect(),
+        })
+    }
 }
 
 impl Roster {
@@ -42,11 +72,9 @@ impl Roster {
         let attendance = Attendance {
             node: node.to_owned(),
             address,
-            version: 0,
             has_answered: true,
-            refused: BTreeMap::new(),
-            lag_ms: 0,
             behind_since: Some(Instant::now()),
+            ..Attendance::default()
         };
         let mut seats = self.lock();
         seats.0 += 1;
@@ -55,7 +83,7 @@ impl Roster {
         Seat { roster: self.clone(), number }
     }
 
-    /// All streams, by node.
+    /// All streams, by node; of one node the latest last.
     pub fn all(&self) -> Vec<Attendance> {
         let mut all: Vec<_> = self.lock().1.values().cloned().collect();
         for attendance in &mut all {
@@ -79,6 +107,13 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Notes what the agent says of its roots.
+    pub fn trusts(&self, report: TrustReport) {
+        if let Some(attendance) = self.roster.lock().1.get_mut(&self.number) {
+            attendance.trust = Some(report);
+        }
+    }
+
     /// Notes how far the stream has come towards the published `generation`, and what it answered to the last response
     /// of a type.
     pub fn note(&self, session: &Session, generation: u64, answer: Option<(&str, Option<&Nack>)>) {

@@ -2,7 +2,7 @@
 //! changes, so a token can be added, replaced or withdrawn while running. Tokens are kept as hashes and never logged.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -94,6 +94,13 @@ impl Tokens {
     pub fn holds(&self, shown: &Shown) -> bool {
         self.refresh();
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).0.get(&shown.hash) == Some(&shown.node)
+    }
+
+    /// Every node that has a token, by name.
+    pub fn nodes(&self) -> Vec<String> {
+        self.refresh();
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.0.values().cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Reads the file again when it is another. A file with a mistake keeps the tokens as they were.

@@ -11,9 +11,12 @@ use crate::table::{Cell, Column};
 pub const CERTIFICATES: &[Column<CertificateRow>] = &[
     always("CERTIFICATE NAME", "identity", "SPIFFE name, or the name of the root", |r| Cell::text(&r.identity)),
     always("TYPE", "kind", "workload or root", |r| Cell::text(&r.kind)),
-    always("STATUS", "state", "valid, renewing (the current one stays in use), expired, missing", |r| {
-        Cell::text(&r.state)
-    }),
+    always(
+        "STATUS",
+        "state",
+        "valid, renewing (late; the current one stays in use), expired, not yet valid (clocks differ), missing",
+        |r| Cell::text(&r.state),
+    ),
     short("VALID CERT", "connections can be made with it", |r| Cell::Flag(is_valid(r))),
     always("SERIAL NUMBER", "serial", "serial number, hexadecimal", |r| Cell::text(&r.serial)),
     always("NOT AFTER", "not_after", "end of its life (UTC)", |r| Cell::Time(r.not_after)),

@@ -34,7 +34,9 @@ pub const SERVICES: &[Column<ServiceRow>] = &[
 pub const POLICIES: &[Column<PolicyRow>] = &[
     always("NAMESPACE", "namespace", "namespace of the policy", |r| Cell::text(&r.namespace)),
     always("POLICY NAME", "name", "name of the policy", |r| Cell::text(&r.name)),
-    always("ACTION", "action", "ALLOW or DENY", |r| Cell::text(&r.action)),
+    always("ACTION", "action", "ALLOW, DENY, or UNREADABLE: lets nobody through until it is mended", |r| {
+        Cell::text(&r.action)
+    }),
     always("SCOPE", "scope", "the mesh, its namespace, or selected workloads", |r| Cell::text(&r.scope)),
     always("DRY RUN", "dry_run", "counted and logged, not enforced", |r| Cell::Flag(r.dry_run)),
     always("RULES", "rules", "number of rules", |r| Cell::Number(r.rules.into())),

@@ -7,7 +7,7 @@ use crate::torture::{
     stage::Stage,
     strikes::{
         damage_manifests, degrade_link, deny_and_allow, drop_packets, exhaust_descriptors, fill_disk, fill_maps,
-        hang_agent, kill_agent, kill_agent_again_and_again, kill_agent_for_its_memory, kill_control, kill_pod,
+        hang_agent, kill_agent, kill_agent_again_and_again, kill_agent_for_its_memory, kill_control, kill_pod, replace_root,
         restart_control_again_and_again, storm, take_link_down, upgrade_agent, withdraw_and_enrol,
     },
 };
@@ -203,6 +203,15 @@ pub const FAULTS: &[Fault] = &[
         hold: seconds(2),
         ends_agent: false,
         strike: withdraw_and_enrol,
+    },
+    Fault {
+        name: "the root of all certificates is replaced",
+        part: Part::Pods,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(5),
+        ends_agent: false,
+        strike: replace_root,
     },
     Fault {
         name: "5,000 new connections at once",

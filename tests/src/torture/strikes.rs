@@ -166,6 +166,14 @@ pub fn withdraw_and_enrol(stage: &Stage, hold: Duration) -> Result<(), String> {
     Ok(())
 }
 
+/// Each step as soon as every agent is ready for it.
+pub fn replace_root(stage: &Stage, _hold: Duration) -> Result<(), String> {
+    for step in ["add", "use", "drop"] {
+        eventually(&format!("step {step} is made"), LIMIT, || stage.mesh.control().rotate(Some(step)));
+    }
+    Ok(())
+}
+
 /// Direct and between nodes.
 pub fn storm(stage: &Stage, _hold: Duration) -> Result<(), String> {
     let report = stage.web.storms(&[stage.near.at(NAME), stage.far.at(NAME)], 5_000, 64, true);
