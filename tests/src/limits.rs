@@ -125,6 +125,8 @@ pub struct ManyPods {
     pub enrolled: Duration,
     /// From the start of an agent to its readiness, with all of them: the best of three.
     pub ready: Duration,
+    /// How long of that the agent's threads, which start one after the other's work, waited for a processor.
+    pub disturbed: Duration,
     /// Of the calls that withdrew them, all together.
     pub withdrawn: Duration,
     /// For each, bytes of the agent.
@@ -158,10 +160,11 @@ pub fn many_pods(count: usize) -> ManyPods {
         let begun = Instant::now();
         node.start_agent();
         node.is_ready();
-        begun.elapsed()
+        let ready = begun.elapsed();
+        (ready, ready.min(node.agent_waited()))
     };
-    // The least disturbed by what else the machine does.
-    let ready = (0..3).map(|_| restart()).min().expect("three");
+    let (ready, disturbed) =
+        (0..3).map(|_| restart()).min_by_key(|(ready, disturbed)| *ready - *disturbed).expect("three");
     // From now on nothing fails.
     for pod in &pods {
         far.dial(pod).is_answered();
@@ -172,7 +175,7 @@ pub fn many_pods(count: usize) -> ManyPods {
     for pod in &pods {
         node.admin().withdraw(pod.uid()).expect("it is enrolled");
     }
-    ManyPods { pods: count, enrolled, ready, withdrawn: begun.elapsed(), memory, descriptors }
+    ManyPods { pods: count, enrolled, ready, disturbed, withdrawn: begun.elapsed(), memory, descriptors }
 }
 
 fn all_talk(pods: &[App], far: &App) {

@@ -216,6 +216,19 @@ impl Node {
         1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
     }
 
+    /// How long the agent's threads, all together, were ready to run and had no processor.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn agent_waited(&self) -> Duration {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.agent_id())).expect("the agent runs").flatten();
+        // Time on a processor, time waited for one, both in ns. Source: Linux, Documentation/scheduler/sched-stats.rst.
+        let waited = |text: String| text.split(' ').nth(1)?.parse::<u64>().ok();
+        let waited =
+            threads.filter_map(|thread| waited(std::fs::read_to_string(thread.path().join("schedstat")).ok()?));
+        Duration::from_nanos(waited.sum())
+    }
+
     /// Descriptors that the agent has open.
     ///
     /// # Panics

@@ -42,7 +42,7 @@ impl NoDescriptors {
 impl Drop for NoDescriptors {
     fn drop(&mut self) {
         // The process may have ended meanwhile.
-        let _ = prlimit(Some(self.process), Resource::Nofile, self.before.clone());
+        let _ = prlimit(Some(self.process), Resource::Nofile, self.before);
     }
 }
 

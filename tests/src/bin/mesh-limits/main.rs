@@ -4,10 +4,9 @@ use mesh_tests::limits::{Load, many_pods};
 
 const ROUNDS: usize = 5;
 
-fn median(rates: &[f64]) -> f64 {
-    let mut rates = rates.to_vec();
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
+/// Of rounds that whatever else the machine does can only make slower.
+fn best(rates: &[f64]) -> f64 {
+    rates.iter().copied().fold(0.0, f64::max)
 }
 
 fn main() {
@@ -15,7 +14,7 @@ fn main() {
     let load = Load::start();
     for slow in [1, 10, 50] {
         let report = load.with_slow_readers(slow, ROUNDS);
-        let (with, without) = (median(&report.with), median(&report.without));
+        let (with, without) = (best(&report.with), best(&report.without));
         let gigabits = without * 8.0 / 1e9;
         println!(
             "| {slow} of 100 streams of a tunnel hardly read: speed of the others, of what it is without | {:.2} ({gigabits:.1} Gbit/s) |",
