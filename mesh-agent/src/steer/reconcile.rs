@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_api::ADDRESS_TYPE;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::sync::watch;
 
@@ -57,6 +58,8 @@ pub struct Steering {
     shared: SharedClasses,
     slots: usize,
     control: SharedControlStatus,
+    /// Until control has said which workloads there are, the agent goes by what it knew before it restarted.
+    was_from_disk: bool,
     /// As last compiled.
     compiled: Compiled,
     /// Handshakes that another POLICY has let begin are over by then.
@@ -95,6 +98,7 @@ impl Steering {
             shared,
             slots,
             control,
+            was_from_disk: false,
             compiled: Compiled::default(),
             settled: Instant::now(),
             retry: Backoff::new(RETRY.0, RETRY.1),
@@ -160,7 +164,7 @@ impl Steering {
     fn reconcile(&mut self) -> Result<(), SteeringError> {
         let Some(view) = self.view.load_full() else { return Ok(()) };
         let mut compiled = compile(&view, &self.pods.load(), &mut self.classes, self.slots);
-        compiled.is_from_disk = self.control.load().view_cached.is_some();
+        compiled.is_from_disk = self.is_from_disk();
         let classes = self.classes_of_pods(&compiled);
         let applied = self.kernel.apply_steering(&compiled.tables, &classes);
         if let Ok(report) = &applied {
@@ -181,6 +185,15 @@ impl Steering {
             applied => applied?,
         };
         ended
+    }
+
+    /// Control answers type by type, and a View is published after each: what is new in one may lack in the other.
+    fn is_from_disk(&mut self) -> bool {
+        let control = self.control.load();
+        self.was_from_disk |= control.view_cached.is_some();
+        let knows_workloads = control.types.iter().any(|one| one.type_url == ADDRESS_TYPE && one.responses > 0);
+        self.was_from_disk &= !knows_workloads;
+        self.was_from_disk
     }
 
     /// A pod that the View does not confirm any more gets class 0: all asks the agent.
