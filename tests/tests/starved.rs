@@ -29,6 +29,12 @@ fn an_agent_that_the_kernel_kills_for_its_memory_costs_what_a_dead_agent_costs()
     let (direct, carried) = (web.opens(near.at(ECHO)), web.opens(far.at(ECHO)));
     direct.still_works();
     carried.still_works();
+    // What an agent knew for less than a second it may not have kept.
+    eventually("the View on disk is that of now", LIMIT, || {
+        let image = std::fs::read(node.cached_view()).map_err(|error| error.to_string())?;
+        let knows = |app: &App| memchr::memmem::find(&image, app.full_name().as_bytes()).is_some();
+        if knows(&web) && knows(&near) && knows(&far) { Ok(()) } else { Err("a pod is missing".to_owned()) }
+    });
     let limit = mesh.limits_memory_of("node-a", 2 << 20);
 
     // Nobody reads them: of each the agent holds what the peer may send. The last may come when it has gone.
