@@ -73,8 +73,10 @@ fn a_pod_is_enrolled_listed_and_withdrawn_by_meshctl() {
 
     assert_eq!(node.meshctl_json(&["withdraw", late.uid()]), json!({"withdrawn": late.uid()}));
     assert_eq!(node.meshctl_json(&["pods"]), json!({"pods": []}));
-    // A runtime that is not sure may ask again.
-    printed(&node.meshctl(&["withdraw", late.uid()]));
+    // A runtime that is not sure may ask again; it is told that there is nothing to do.
+    let again = node.meshctl(&["withdraw", late.uid()]);
+    let why = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.code() == Some(1) && why.contains("no pod ") && why.contains(" is enrolled"), "{why}");
 }
 
 /// The row whose column says so.
