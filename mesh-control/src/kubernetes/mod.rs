@@ -1,7 +1,7 @@
 //! The desired state out of a Kubernetes API server, and all else that is done with one: telling authors what is wrong
 //! with their objects, asking whose a token is, and keeping the root's key. Never decides what objects mean.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use kube::{
@@ -30,12 +30,15 @@ use watch::KindWatch;
 /// Who has written what is ours in an object, as server-side apply records it.
 pub const WRITER: &str = "mesh-control";
 
+/// An API server that does not even accept is tried again, perhaps at another of its addresses.
+const CONNECT: Duration = Duration::from_secs(3);
+
 /// A client of the API server that a file names, or of the one that this pod runs on.
 ///
 /// # Errors
 /// The file, or the pod's own credentials, are at fault. The API server itself is not asked.
 pub async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("--kubeconfig {}", path.display()))?;
             let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
@@ -45,6 +48,7 @@ pub async fn connect(kubeconfig: Option<&PathBuf>) -> anyhow::Result<Client> {
             "--kubernetes without --kubeconfig is for a pod of the cluster, with a ServiceAccount token mounted",
         )?,
     };
+    config.connect_timeout = Some(CONNECT);
     Client::try_from(config).context("the client of the API server")
 }
 

@@ -127,6 +127,13 @@ impl Store {
         self.set(kind, Availability::Watched)
     }
 
+    /// True from a failure until the kind is watched again.
+    pub fn is_failing(&self, kind: &Kind) -> bool {
+        let shelf = &self.lock()[index(kind)];
+        // A kind that was never listed is not watched just because nothing fails.
+        shelf.is_known && matches!(shelf.availability, Availability::Failing(_))
+    }
+
     fn set(&self, kind: &Kind, availability: Availability) -> bool {
         let is_new = self.lock()[index(kind)].availability != availability;
         if is_new {

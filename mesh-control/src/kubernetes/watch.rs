@@ -21,6 +21,9 @@ use crate::{metrics::Metrics, objects::metadata::Name};
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// A kind that is missing is looked for this often.
 const MISSING: Duration = Duration::from_secs(2);
+/// A watch that has not failed for this long is going on: when it is resumed, nothing is said until an object changes.
+/// Longer than an attempt to connect and the longest wait together.
+const CALM: Duration = Duration::from_secs(7);
 /// A watch is asked for again after this long, so that a connection that died in silence is noticed.
 const WATCH_SECONDS: u32 = 60;
 
@@ -61,7 +64,15 @@ impl KindWatch {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &served.resource);
         let mut events = Box::pin(watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)));
         let mut listed = BTreeMap::new();
-        while let Some(event) = events.next().await {
+        loop {
+            let next = tokio::select! {
+                next = events.next() => next,
+                () = tokio::time::sleep(CALM), if self.store.is_failing(self.kind) => {
+                    self.is_back();
+                    continue;
+                }
+            };
+            let Some(event) = next else { return };
             match event {
                 Ok(event) => {
                     if !matches!(event, Event::Init) {

@@ -112,6 +112,13 @@ async fn an_api_server_may_be_late_go_away_and_forget() {
     publishes(&started, "second", true).await;
     assert_eq!(availability(&started, "Service"), Availability::Watched);
     let after_restart = lists(&metrics, "Service");
+    eventually("a kind of which nothing changes is said to be watched", LIMIT * 2, async || {
+        match availability(&started, "Node") {
+            Availability::Watched => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
 
     // Forgotten: the versions between are gone for good, so everything is listed again.
     way.cut();
