@@ -8,6 +8,7 @@ mod ebpf;
 mod fuzz;
 mod invariants;
 mod lint;
+mod mutate;
 mod setup;
 mod shell;
 mod sizes;
@@ -63,6 +64,11 @@ enum Verb {
         /// A file of fuzz/fuzz_targets, without `.rs`.
         target: Option<String>,
     },
+    /// Deliberately broken variants of the product (tests/mutations), or the one NAMEd: a story has to notice each.
+    Mutate {
+        /// A file of tests/mutations, without `.patch`.
+        name: Option<String>,
+    },
     /// Formatting, clippy, layering, sizes, and the eBPF programs without warnings.
     Lint,
     /// What continuous integration runs: test, lint, demo --check.
@@ -79,6 +85,7 @@ fn main() -> Result<()> {
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+        Verb::Mutate { name } => mutate::run(name.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {
             test::run(None)?;
