@@ -13,6 +13,7 @@ mod setup;
 mod shell;
 mod sizes;
 mod test;
+mod unsafety;
 mod workspace;
 
 use anyhow::Result;
