@@ -132,6 +132,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_patch_applies_and_names_a_story() {
+        check().unwrap();
+    }
+
+    #[test]
     fn the_head_of_a_patch_says_what_it_breaks_and_who_has_to_notice() {
         let mutant = parse(Path::new("x/open.patch"), "Breaks: a hook.\nStory: policy a_caller\n\ndiff").unwrap();
         assert_eq!((mutant.name.as_str(), mutant.breaks.as_str()), ("open", "a hook."));

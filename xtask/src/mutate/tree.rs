@@ -15,9 +15,8 @@ use crate::{shell, workspace};
 
 /// What the stories run.
 const PROGRAMS: [&str; 4] = ["mesh-agent", "mesh-control", "mesh-ctl", "mesh-tests"];
-/// Our own code unoptimised: it is built again for every variant, and no story of theirs is about speed.
-const QUICK: [&str; 4] =
-    ["--config", "profile.release.opt-level=0", "--config", "profile.release.package.\"*\".opt-level=3"];
+/// Our own code is not optimised: it is built again for every variant, and no story of theirs is about speed.
+const QUICK: [&str; 6] = ["mesh-agent", "mesh-api", "mesh-common", "mesh-control", "mesh-ctl", "mesh-tests"];
 
 /// The copy.
 pub struct Tree {
@@ -91,9 +90,7 @@ impl Tree {
     pub fn build_programs(&self) -> Result<()> {
         shell::run(self.cargo().args(["xtask", "build-ebpf"]))?;
         let packages = PROGRAMS.map(|package| ["--package", package]);
-        let mut build = self.cargo();
-        build.args(["build", "--release", "--locked", "--bins"]).args(packages.as_flattened()).args(QUICK);
-        shell::run(&mut build)
+        shell::run(self.build("build").arg("--bins").args(packages.as_flattened()))
     }
 
     /// Builds the stories themselves, once: they are what judges, so they are never those of a variant.
@@ -102,24 +99,22 @@ impl Tree {
     /// They do not build.
     pub fn build_stories<'a>(&self, files: impl Iterator<Item = &'a str>) -> Result<()> {
         let files: Vec<&str> = files.flat_map(|file| ["--test", file]).collect();
-        let mut build = self.cargo();
-        build
-            .args(["test", "--locked", "--package", "mesh-tests", "--no-run", "--message-format", "json"])
-            .args(&files);
+        let mut build = self.build("test");
+        build.args(["--package", "mesh-tests", "--no-run", "--message-format", "json"]).args(&files);
         shell::say(&shell::text(&build));
         let output = build.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
         if !output.status.success() {
             bail!("the stories do not build");
         }
         for (file, program) in executables(&String::from_utf8_lossy(&output.stdout)) {
-            // Under a name that the builds of the variants leave alone, and as deep below the target directory.
+            // Beside the programs, which is where it looks for them, under a name that later builds leave alone.
             fs::copy(&program, self.story_program(&file)).with_context(|| format!("cannot copy {program}"))?;
         }
         Ok(())
     }
 
     fn story_program(&self, file: &str) -> PathBuf {
-        self.target.join("debug").join(format!("story-{file}"))
+        self.target.join("release").join(format!("story-{file}"))
     }
 
     /// Runs one story with the programs of now; its output goes to the answer.
@@ -133,6 +128,15 @@ impl Tree {
         let output = command.output().with_context(|| format!("cannot start the story {story}"))?;
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
         Ok((judge(&text), text))
+    }
+
+    fn build(&self, verb: &str) -> Command {
+        let mut build = self.cargo();
+        build.args([verb, "--release", "--locked"]);
+        for package in QUICK {
+            build.arg("--config").arg(format!("profile.release.package.{package}.opt-level=0"));
+        }
+        build
     }
 
     fn cargo(&self) -> Command {
