@@ -9,6 +9,7 @@ pub mod fuzzing;
 mod metrics;
 mod objects;
 mod observe;
+pub mod privileges;
 mod publish;
 pub mod settings;
 mod source;

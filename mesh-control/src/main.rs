@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_control::{
     daemon::Daemon,
+    privileges,
     settings::{LogFormat, Settings},
 };
 use tokio::{
@@ -36,6 +37,7 @@ fn with_causes(error: &anyhow::Error) -> String {
 
 async fn run() -> anyhow::Result<()> {
     let settings = Settings::parse();
+    privileges::shed()?;
     start_log(&settings)?;
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop)?);

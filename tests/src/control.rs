@@ -116,13 +116,26 @@ impl Control {
         Metrics::parse(&answer.expect("control serves metrics").body)
     }
 
+    /// A page of its metrics port.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn page(&self, path: &str) -> Result<String, String> {
+        Ok(web::ask(&self.place.namespace, self.metrics_address(), path)?.body)
+    }
+
+    /// The daemon's process number.
+    pub fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
     /// What the daemon says about each file of its folder.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn report(&self) -> Result<serde_json::Value, String> {
-        let answer = web::ask(&self.place.namespace, self.metrics_address(), "/debug/config")?;
-        serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
+        let page = self.page("/debug/config")?;
+        serde_json::from_str(&page).map_err(|error| format!("{error}: {page}"))
     }
 
     /// Where it runs.

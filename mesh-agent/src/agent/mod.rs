@@ -35,6 +35,7 @@ use crate::{
     enrol::{self, Registry, RegistrySettings},
     kernel::{self, Kernel, KernelError},
     path::{WorkerError, WorkerHandle},
+    privileges::{self, PrivilegeError},
     steer::{Records, SharedClasses, Steering},
     view::Demand,
 };
@@ -71,6 +72,9 @@ pub enum AgentError {
     /// Pods of before the restart.
     #[error(transparent)]
     Enrolment(#[from] enrol::NodeError),
+    /// Rights that the agent does not need.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// Where keys are kept.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -116,6 +120,7 @@ impl Agent {
     /// Something that the agent cannot start without.
     pub fn run(self) -> Result<(), AgentError> {
         let limit = enrol::raise_limit()?;
+        privileges::shed()?;
         let system = |action| move |source| AgentError::System { action, source };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

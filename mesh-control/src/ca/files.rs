@@ -46,7 +46,7 @@ pub enum FilesError {
         missing: PathBuf,
     },
     /// Others may read the key.
-    #[error("{path} can be read by others (mode {mode:o}); chmod 600 it")]
+    #[error("{path} can be read by others (mode {mode:o}); chmod 600 it (for a mounted Secret: defaultMode: 0400)")]
     Exposed {
         /// The key.
         path: PathBuf,
@@ -74,7 +74,10 @@ pub enum FilesError {
 pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
     fs::create_dir_all(state).map_err(|source| FilesError::File { path: state.to_owned(), source })?;
     let parts = match plugged {
-        Some(directory) => read(directory, CERTIFICATE_FILE)?,
+        Some(directory) => {
+            check_mode(&directory.join(KEY_FILE))?;
+            read(directory, CERTIFICATE_FILE)?
+        }
         None => {
             generate_unless_there(state)?;
             check_mode(&state.join(KEY_FILE))?;
