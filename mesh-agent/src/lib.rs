@@ -18,6 +18,7 @@ mod memory;
 pub mod net;
 pub mod path;
 mod private;
+pub mod privileges;
 pub mod steer;
 pub mod takeover;
 pub mod telemetry;

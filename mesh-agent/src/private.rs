@@ -86,6 +86,23 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     Ok(Some(content))
 }
 
+/// A secret that the operator put there: a link may lead to it, as in a mounted Secret, but nobody else may read or write it.
+///
+/// # Errors
+/// It cannot be read, is no text, or is open to others.
+pub(crate) fn read_secret(path: &Path) -> io::Result<Zeroizing<String>> {
+    let mut file = File::open(path)?;
+    let mode = file.metadata()?.mode() & 0o7777;
+    if mode & OF_OTHERS != 0 {
+        return Err(denied(format!(
+            "it has mode {mode:04o}, so that others can use it: chmod 600 it (for a mounted Secret: defaultMode: 0400)"
+        )));
+    }
+    let mut content = Zeroizing::new(String::new());
+    file.read_to_string(&mut content)?;
+    Ok(content)
+}
+
 /// Makes a directory that only the agent may enter, unless there is one.
 ///
 /// # Errors
@@ -120,7 +137,10 @@ fn check_access(what: &str, metadata: &Metadata, forbidden: u32) -> io::Result<(
         return Err(denied(format!("{what} belongs to user {owner}, not to {we}")));
     }
     if mode & forbidden != 0 {
-        return Err(denied(format!("{what} has mode {mode:04o}: others could have used it")));
+        return Err(denied(format!(
+            "{what} has mode {mode:04o}: others could have used it (set {:04o})",
+            mode & !forbidden
+        )));
     }
     Ok(())
 }
@@ -186,6 +206,20 @@ pub(crate) mod tests {
         fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o777)).unwrap();
         let error = read(&path).unwrap_err();
         assert!(error.to_string().contains("its directory has mode 0777"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_with_the_mode_to_set() {
+        let scratch = Scratch::new("secret");
+        let (path, link) = (scratch.0.join("token"), scratch.0.join("link"));
+        replace(&path, b"0123456789abcdef").unwrap();
+        symlink(&path, &link).unwrap();
+        assert_eq!(read_secret(&link).unwrap().as_str(), "0123456789abcdef");
+        for mode in [0o640, 0o604, 0o644, 0o620] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = read_secret(&link).unwrap_err().to_string();
+            assert!(error.contains("chmod 600") && !error.contains("0123"), "{error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod metrics;
 mod objects;
 mod observe;
 pub mod operator;
+pub mod privileges;
 mod publish;
 pub mod settings;
 mod source;

@@ -7,6 +7,7 @@ use clap::Parser;
 use mesh_control::{
     daemon::Daemon,
     operator::RotateRoot,
+    privileges,
     settings::{LogFormat, Settings},
 };
 use tokio::{
@@ -46,6 +47,7 @@ async fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let settings = Settings::parse();
+    privileges::shed()?;
     start_log(&settings)?;
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop)?);

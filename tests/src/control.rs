@@ -145,13 +145,22 @@ impl Control {
         Metrics::parse(&answer.expect("control serves metrics").body)
     }
 
+    /// A page of its metrics port.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn page(&self, path: &str) -> Result<String, String> {
+        let address = if path.starts_with("/debug/") { DEBUG } else { self.metrics_address() };
+        Ok(web::ask(&self.place.namespace, address, path)?.body)
+    }
+
     /// What the daemon says about each file of its folder.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn report(&self) -> Result<serde_json::Value, String> {
-        let answer = web::ask(&self.place.namespace, DEBUG, "/debug/config")?;
-        serde_json::from_str(&answer.body).map_err(|error| format!("{error}: {}", answer.body))
+        let page = self.page("/debug/config")?;
+        serde_json::from_str(&page).map_err(|error| format!("{error}: {page}"))
     }
 
     /// Runs `meshctl` beside the daemon, against its debug address.

@@ -82,9 +82,8 @@ fn an_app_bound_to_all_addresses_is_not_reachable_through_its_link_local_one() {
         let own = db.v6().octets().map(|byte| format!("{byte:02x}")).concat();
         let device = routes.lines().find(|line| line.starts_with(&own)).and_then(|line| line.split_whitespace().last());
         let device = device.expect("the node has a route to its pod").to_owned();
-        let name = std::ffi::CString::new(device).expect("a name");
-        // SAFETY: `name` is a C string that outlives the call.
-        unsafe { libc::if_nametoindex(name.as_ptr()) }
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        rustix::net::netdevice::name_to_index(&socket, &device).expect("the device is there")
     });
     let to = SocketAddr::from(SocketAddrV6::new(address, 80, 0, index));
 

@@ -231,6 +231,7 @@ fn a_full_disk_is_counted_and_nothing_else_comes_of_it() {
         if status.cache_error.contains("No space left") { Ok(()) } else { Err(status.cache_error) }
     });
     assert!(node.metrics().sum("mesh_view_cache_failures_total", &[]) >= 1.0);
+    assert!(!node.cached_view().exists(), "what cannot be replaced would bring back what was superseded");
     pods.far.dial(&pods.near).is_answered();
 
     fs::remove_file(filler).expect("our own file");

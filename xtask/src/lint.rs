@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Result, bail};
 
-use crate::{ebpf, fuzz, invariants, setup, shell, sizes, workspace};
+use crate::{ebpf, fuzz, invariants, mutate, setup, shell, sizes, unsafety, workspace};
 
 /// Runs all checks.
 ///
@@ -16,14 +16,16 @@ pub fn run() -> Result<()> {
     // The agent's build script needs the object, whatever is then checked about the agent.
     ebpf::build()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
-    let checks: [(&str, &dyn Fn() -> Result<()>); 8] = [
+    let checks: [(&str, &dyn Fn() -> Result<()>); 10] = [
         ("formatting", &|| shell::run(workspace::cargo().args(["fmt", "--all", "--check"]))),
         ("formatting of the fuzz targets", &fuzz::check_format),
         ("clippy", &|| shell::run(workspace::cargo().args(clippy))),
         ("only the kernel module names aya", &only_kernel_names_aya),
         ("the control daemon does not link aya", &control_does_not_link_aya),
         ("sizes", &sizes::check),
+        ("unsafe code is where it may be", &unsafety::check),
         ("invariants name their tests", &invariants::check),
+        ("broken variants apply and name their stories", &mutate::check),
         ("eBPF programs", &ebpf::lint),
     ];
     let mut failed = Vec::new();

@@ -9,10 +9,12 @@ mod ebpf;
 mod fuzz;
 mod invariants;
 mod lint;
+mod mutate;
 mod setup;
 mod shell;
 mod sizes;
 mod test;
+mod unsafety;
 mod workspace;
 
 use anyhow::Result;
@@ -80,6 +82,11 @@ enum Verb {
         /// A file of fuzz/fuzz_targets, without `.rs`.
         target: Option<String>,
     },
+    /// Deliberately broken variants of the product (tests/mutations), or the one NAMEd: a story has to notice each.
+    Mutate {
+        /// A file of tests/mutations, without `.patch`.
+        name: Option<String>,
+    },
     /// Formatting, clippy, layering, sizes, and the eBPF programs without warnings.
     Lint,
     /// What continuous integration runs: test, lint, demo --check.
@@ -100,6 +107,7 @@ fn main() -> Result<()> {
         Verb::Soak { arguments } => demo::soak(&arguments),
         Verb::Limits => demo::limits(),
         Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+        Verb::Mutate { name } => mutate::run(name.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {
             test::run(None)?;

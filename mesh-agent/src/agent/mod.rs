@@ -30,6 +30,7 @@ use crate::{
     enrol,
     kernel::{self, Kernel, KernelError},
     path::{WorkerError, WorkerHandle},
+    privileges::{self, PrivilegeError},
     takeover::{InCharge, Lock, LockError, TakeOverError},
 };
 
@@ -61,6 +62,9 @@ pub enum AgentError {
     /// Pods of before the restart.
     #[error(transparent)]
     Enrolment(#[from] enrol::NodeError),
+    /// Rights that the agent does not need.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// Where keys are kept.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -106,6 +110,7 @@ impl Agent {
     /// Something that the agent cannot start without.
     pub fn run(self) -> Result<(), AgentError> {
         let limit = enrol::raise_limit()?;
+        privileges::shed()?;
         let system = |action| move |source| AgentError::System { action, source };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -10,6 +10,8 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
+use crate::private;
+
 /// A dial and its handshake take at most this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A dead connection is known after about three of these.
@@ -119,7 +121,9 @@ impl ControlAddress {
     }
 
     async fn read_token(&self) -> Result<Bearer, DialError> {
-        let read = tokio::fs::read_to_string(&self.token).await;
+        let path = self.token.clone();
+        let read = tokio::task::spawn_blocking(move || private::read_secret(&path)).await;
+        let read = read.unwrap_or_else(|broken| Err(io::Error::other(broken)));
         let text = read.map_err(|source| DialError::File { path: self.token.clone(), source })?;
         let token = text.trim();
         let header = MetadataValue::try_from(format!("Bearer {token}")).ok().filter(|_| !token.is_empty());

@@ -9,6 +9,7 @@ use super::cgroup::CgroupRoot;
 use super::link::{self, Hook};
 use super::pins;
 use super::sys;
+use crate::privileges::KEPT;
 
 /// One line of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,10 +48,6 @@ impl Fact {
         Self { name, result: FactResult::Failed, text: text.into(), remedy: remedy.into() }
     }
 }
-
-/// Capabilities that the agent needs, by number. Source: Linux, include/uapi/linux/capability.h.
-const CAPABILITIES: [(u32, &str); 4] =
-    [(12, "CAP_NET_ADMIN"), (19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
 
 /// What can be said without loading anything; also when [`Kernel::start`] fails.
 pub fn precheck(cgroup_root: &Path, bpffs: &Path) -> Vec<Fact> {
@@ -108,7 +105,7 @@ fn capabilities(status: &str) -> Fact {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     let missing: Vec<_> =
-        CAPABILITIES.iter().filter(|(number, _)| effective >> number & 1 == 0).map(|(_, name)| *name).collect();
+        KEPT.iter().filter(|kept| effective & kept.capability.bits() == 0).map(|kept| kept.name).collect();
     if missing.is_empty() {
         return Fact::ok("capabilities", "all that are needed");
     }

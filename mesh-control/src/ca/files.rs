@@ -50,7 +50,7 @@ pub enum FilesError {
         missing: PathBuf,
     },
     /// Others may read the key.
-    #[error("{path} can be read by others (mode {mode:o}); chmod 600 it")]
+    #[error("{path} can be read by others (mode {mode:o}); chmod 600 it (for a mounted Secret: defaultMode: 0400)")]
     Exposed {
         /// The key.
         path: PathBuf,
@@ -93,6 +93,7 @@ pub fn load(state: &Path, plugged: Option<&Path>) -> Result<Parts, FilesError> {
 /// # Errors
 /// The files are at fault.
 pub fn plugged(directory: &Path) -> Result<Parts, FilesError> {
+    check_mode(&directory.join(KEY_FILE))?;
     let path = directory.join(CERTIFICATE_FILE);
     let issuer = <[Certificate; 1]>::try_from(certificates(&Text::read(path.clone())?)?);
     let [issuer] = issuer.map_err(|_| content(&path, "has to hold one certificate"))?;

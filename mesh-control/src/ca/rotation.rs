@@ -189,7 +189,9 @@ mod tests {
     use crate::testing::TempFolder;
 
     fn agent(node: &str, trust: Option<TrustReport>) -> Attendance {
-        Attendance { node: node.into(), trust, ..Attendance::default() }
+        let mut agent = Attendance::default();
+        (agent.node, agent.trust) = (node.into(), trust);
+        agent
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn plugged(folder: &TempFolder, is_ca: bool) -> (String, String) {
     let intermediate = params.signed_by(&intermediate_key, &Issuer::new(above, root_key)).expect("signed").pem();
     folder.write("ca-cert.pem", &intermediate);
     folder.write("ca-key.pem", &intermediate_key.serialize_pem());
+    fs::set_permissions(folder.0.join("ca-key.pem"), fs::Permissions::from_mode(0o600)).expect("mode");
     folder.write("root-cert.pem", &root);
     folder.write("cert-chain.pem", &format!("{intermediate}{root}"));
     (intermediate, root)
@@ -99,7 +100,11 @@ fn a_plugged_in_folder_that_does_not_hold_together_is_refused() {
         files::load(&state.0, Some(&folder.0)).err().expect("refused").to_string()
     };
     let strange = files::load(&TempFolder::new().0, None).expect("made").roots.concat();
-    let cases: [Case<TempFolder>; 4] = [
+    let open = |folder: &TempFolder| {
+        fs::set_permissions(folder.0.join("ca-key.pem"), fs::Permissions::from_mode(0o644)).expect("mode");
+    };
+    let cases: [Case<TempFolder>; 5] = [
+        (&open, "chmod 600"),
         (&|folder| folder.write("root-cert.pem", &strange), "does not lead from ca-cert.pem to root-cert.pem"),
         (&|folder| drop(plugged(folder, false)), "is not a CA certificate"),
         (&|folder| folder.write("ca-cert.pem", &strange), "does not belong to ca-key.pem"),

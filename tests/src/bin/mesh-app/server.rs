@@ -5,7 +5,6 @@ use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    os::fd::AsRawFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -46,8 +45,8 @@ impl Servers {
     /// Stops accepting: what is queued is reset by the kernel.
     pub fn unlisten(&self, number: u32) -> Result<Reply> {
         let server = self.open.lock().expect("no panic under this lock").remove(&number).context("no such server")?;
-        // SAFETY: shutdown on a descriptor that `server` keeps open; it wakes the thread in accept.
-        unsafe { libc::shutdown(server.listener.as_raw_fd(), libc::SHUT_RDWR) };
+        // It wakes the thread in accept.
+        rustix::net::shutdown(&server.listener, rustix::net::Shutdown::Both)?;
         Ok(Reply::Done)
     }
 
