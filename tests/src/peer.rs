@@ -221,7 +221,9 @@ pub fn uri_names(certificate: &CertificateDer<'_>) -> Vec<String> {
 pub fn serial(certificate: &CertificateDer<'_>) -> String {
     use x509_parser::prelude::{FromDer, X509Certificate};
     let (_, certificate) = X509Certificate::from_der(certificate).expect("a certificate");
-    certificate.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect()
+    // DER puts a zero before a number whose first bit is set.
+    let digits = certificate.raw_serial().iter().skip_while(|byte| **byte == 0);
+    digits.map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// A server at an address that control calls a workload's, with a certificate of another one.

@@ -88,7 +88,7 @@ impl Ground {
         let server = server.signed_by(&server_key, &issuer).unwrap().pem();
         let identity = tonic::transport::Identity::from_pem(server, server_key.serialize_pem());
         std::fs::write(directory.join("root.pem"), &root).unwrap();
-        std::fs::write(directory.join("token"), "secret").unwrap();
+        crate::private::replace(&directory.join("token"), b"secret").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = ControlAddress {
             uri: format!("https://{}", listener.local_addr().unwrap()),

@@ -149,7 +149,7 @@ impl Ground {
         std::fs::create_dir(&directory).unwrap();
         let (right_root, identity) = authority();
         std::fs::write(directory.join("root.pem"), root.unwrap_or(&right_root)).unwrap();
-        std::fs::write(directory.join("token"), "secret\n").unwrap();
+        crate::private::replace(&directory.join("token"), b"secret\n").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("https://{}", listener.local_addr().unwrap());
         let (sender, sessions) = mpsc::channel(4);
