@@ -113,9 +113,6 @@ async fn parts(settings: &Settings, client: &kube::Client, namespace: &str) -> a
 }
 
 /// What all that is compiled rests on.
-fn foundation(
-    settings: &Settings,
-    signs: &watch::Sender<Arc<Authority>>,
-) -> (String, watch::Receiver<Arc<Authority>>) {
+fn foundation(settings: &Settings, signs: &watch::Sender<Arc<Authority>>) -> (String, watch::Receiver<Arc<Authority>>) {
     (settings.trust_domain.clone(), signs.subscribe())
 }

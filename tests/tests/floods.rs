@@ -232,7 +232,7 @@ fn whatever_comes_to_the_control_daemon_is_ended_and_counted_and_keeps_no_agent_
             attack_pages(outside, control.metrics_address(), Ground { listener: "15014", ..agents }),
             attack_pages(&control.place().namespace, debug, Ground { listener: "debug", ..agents }),
         ];
-        slow.into_iter().for_each(Slow::is_ended);
+        slow.into_iter().for_each(Slow::ends);
         assert!(silent.is_ended() && mute.is_ended(), "who says nothing is ended in time");
         assert!(agents.refused("timeout") >= timeouts + 2.0);
     });
@@ -277,7 +277,7 @@ fn whatever_comes_to_the_ports_of_a_node_and_to_the_admin_socket_is_ended_and_co
             attack_pages(outside, at(15021), Ground { listener: "15021", ..admin }),
             attack_pages(&node.system().namespace, operators, Ground { listener: "15000", ..admin }),
         ];
-        slow.into_iter().for_each(Slow::is_ended);
+        slow.into_iter().for_each(Slow::ends);
         assert!(silent.is_ended(), "who says nothing is ended in time");
         assert!(admin.refused("timeout") >= timeouts + 1.0);
     });
@@ -292,7 +292,7 @@ struct Slow<'a> {
 }
 
 impl Slow<'_> {
-    fn is_ended(mut self) {
+    fn ends(mut self) {
         assert!(self.attacker.is_ended(), "{}: a head that does not end", self.ground.listener);
         self.ground.has_refused("a head that does not end", "timeout", self.before);
     }

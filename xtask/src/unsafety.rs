@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("mesh-agent/src/admin/rights.rs", "a test that starts processes with fewer capabilities"),
     ("tests/src/namespace.rs", "SO_NETNS_COOKIE, which no crate has"),
     ("tests/src/process.rs", "entering namespace and cgroup between fork and exec"),
+    ("tests/src/weather.rs", "TUNSETIFF, which no crate has"),
     ("tests/src/bin/mesh-demo/signals.rs", "sigwait"),
 ];
 

@@ -1,7 +1,12 @@
 //! `meshctl check`: what stands between this node and a working mesh, each line with what to do about it. Every line can
 //! fail; none is printed for show.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use mesh_api::proto::admin::CheckRow;
 use mesh_common::{HEARTBEAT_MAX_AGE_NS, PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
@@ -27,7 +32,8 @@ const MAKES_ROOM: [&str; 2] = ["PENDING", "TICKET"];
 const TCP_LISTEN: u8 = 10;
 
 /// All lines, kernel first.
-pub(super) fn all(node: &Node) -> Vec<CheckRow> {
+pub(super) async fn all(node: &Node) -> Vec<CheckRow> {
+    let listeners = listeners(node).await;
     let settings = &node.config.kernel;
     let facts = precheck(&settings.cgroup_root, &settings.bpffs).into_iter();
     let facts = facts.chain([node.kernel.links_fact(), neighbours(node)]);
@@ -45,7 +51,7 @@ pub(super) fn all(node: &Node) -> Vec<CheckRow> {
         clock(&node.wallet.load(), SystemTime::now()),
         membership::pods(&node.pods.load(), &node.view.load_full().unwrap_or_default()),
         membership::ranges(node.view.load_full().as_deref()),
-        listeners(node),
+        listeners,
         older(node),
         super::rights::row(&node.pods.load()),
     ]);
@@ -236,10 +242,18 @@ fn clock(wallet: &Wallet, now: SystemTime) -> CheckRow {
     }
 }
 
-/// Each pod's listeners are there, and nobody else listens on their ports.
-fn listeners(node: &Node) -> CheckRow {
+/// Each pod's listeners are there, and nobody else listens on their ports. A worker may have several: those that an agent with
+/// more workers has left.
+async fn listeners(node: &Node) -> CheckRow {
     let mut wrong = Vec::new();
-    let pods = node.pods.load();
+    let mut held: HashMap<(Arc<str>, SocketAddr), usize> = HashMap::new();
+    for worker in node.workers.iter() {
+        // One that has ended has none; its row says so.
+        for listener in worker.share().await.unwrap_or_default() {
+            *held.entry((listener.uid, listener.address)).or_default() += 1;
+        }
+    }
+    let pods = node.pods.load_full();
     for pod in pods.by_uid.values() {
         let sockets = match diag::sockets(&pod.network_namespace) {
             Ok(sockets) => sockets,
@@ -254,12 +268,10 @@ fn listeners(node: &Node) -> CheckRow {
                     socket.state == TCP_LISTEN && socket.local.port() == port && socket.local.ip() == *address
                 };
                 let count = sockets.iter().filter(is_ours).count();
-                if count != node.workers.len() {
-                    wrong.push(format!(
-                        "{}: {count} of {} listeners on {address}:{port}",
-                        pod.full_name(),
-                        node.workers.len()
-                    ));
+                let held = held.get(&(pod.uid.clone(), SocketAddr::new(*address, port))).copied().unwrap_or(0);
+                let wanted = held.max(node.workers.len());
+                if count != wanted {
+                    wrong.push(format!("{}: {count} of {wanted} listeners on {address}:{port}", pod.full_name()));
                 }
             }
         }

@@ -50,7 +50,7 @@ impl inspect_server::Inspect for InspectService {
     }
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Ok(Response::new(CheckResponse { checks: check::all(&self.0) }))
+        Ok(Response::new(CheckResponse { checks: check::all(&self.0).await }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

@@ -206,27 +206,26 @@ impl Registry {
         mut handed: Vec<HandedListener>,
     ) -> Result<Vec<(usize, Listener, OwnedFd)>, EnrolError> {
         let refused = |error| EnrolError::Listener(causes(&error));
+        let workers = self.wiring.workers.len();
         let mut listeners = Vec::new();
-        for address in &pod.addresses {
-            for kind in KINDS {
-                for worker in 0..self.wiring.workers.len() {
-                    let is_it = |one: &mut HandedListener| {
-                        one.worker == worker && one.address.ip() == *address && one.address.port() == kind.port()
-                    };
-                    let listener: OwnedFd = match handed.extract_if(.., is_it).next() {
-                        Some(found) => found.listener,
-                        None => listener::open(pod.network_namespace.as_fd(), *address, kind).map_err(refused)?.into(),
-                    };
-                    let inserted = self.wiring.kernel.insert_listener(*address, kind, worker as u32, &listener);
-                    inserted.map_err(NodeError::Kernel)?;
-                    listeners.push((worker, kind, listener));
-                }
+        for (address, kind) in pod.addresses.iter().flat_map(|address| KINDS.map(|kind| (address, kind))) {
+            let is_same = |one: &mut HandedListener| one.address.ip() == *address && one.address.port() == kind.port();
+            let mut same: Vec<_> = handed.extract_if(.., is_same).collect();
+            // A worker keeps its own, so that LISTEN changes for nobody; what is left is for workers that have none.
+            let mut own: Vec<_> =
+                (0..workers).map(|worker| same.extract_if(.., |one| one.worker == worker).next()).collect();
+            own.iter_mut().filter(|own| own.is_none()).for_each(|own| *own = same.pop());
+            for (worker, own) in own.into_iter().enumerate() {
+                let listener: OwnedFd = match own {
+                    Some(found) => found.listener,
+                    None => listener::open(pod.network_namespace.as_fd(), *address, kind).map_err(refused)?.into(),
+                };
+                let inserted = self.wiring.kernel.insert_listener(*address, kind, worker as u32, &listener);
+                inserted.map_err(NodeError::Kernel)?;
+                listeners.push((worker, kind, listener));
             }
-        }
-        for HandedListener { address, worker, listener } in handed {
-            if let Some(kind) = KINDS.into_iter().find(|kind| kind.port() == address.port()) {
-                listeners.push((worker % self.wiring.workers.len(), kind, listener));
-            }
+            let more = same.into_iter().map(|one| (one.worker % workers, kind, one.listener));
+            listeners.extend(more);
         }
         Ok(listeners)
     }

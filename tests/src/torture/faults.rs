@@ -7,8 +7,8 @@ use crate::torture::{
     stage::Stage,
     strikes::{
         damage_manifests, degrade_link, deny_and_allow, drop_packets, exhaust_descriptors, fill_disk, fill_maps,
-        hang_agent, kill_agent, kill_agent_again_and_again, kill_agent_for_its_memory, kill_control, kill_pod, replace_root,
-        restart_control_again_and_again, storm, take_link_down, upgrade_agent, withdraw_and_enrol,
+        hang_agent, kill_agent, kill_agent_again_and_again, kill_agent_for_its_memory, kill_control, kill_pod,
+        replace_root, restart_control_again_and_again, storm, take_link_down, upgrade_agent, withdraw_and_enrol,
     },
 };
 
