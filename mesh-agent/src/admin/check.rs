@@ -28,6 +28,8 @@ const LISTENERS_PER_WORKER: usize = 6;
 const FILL_WARNING: u64 = 80;
 /// Maps of handshakes under way, in which the oldest entry makes room: abandoned handshakes may fill them.
 const MAKES_ROOM: [&str; 2] = ["PENDING", "TICKET"];
+/// A worker that does not say within this which listeners it has hangs.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Source: Linux, include/net/tcp_states.h.
 const TCP_LISTEN: u8 = 10;
 
@@ -248,8 +250,9 @@ async fn listeners(node: &Node) -> CheckRow {
     let mut wrong = Vec::new();
     let mut held: HashMap<(Arc<str>, SocketAddr), usize> = HashMap::new();
     for worker in node.workers.iter() {
-        // One that has ended has none; its row says so.
-        for listener in worker.share().await.unwrap_or_default() {
+        // One that has ended or hangs has its own row.
+        let Ok(Ok(shared)) = tokio::time::timeout(ANSWER, worker.share()).await else { continue };
+        for listener in shared {
             *held.entry((listener.uid, listener.address)).or_default() += 1;
         }
     }
