@@ -164,7 +164,8 @@ fn way(end: &End, pod: u32) -> FlowFlags {
     }
 }
 
-/// A listener's child is connected and not yet accepted.
+/// A listener's child is connected and not yet accepted. Of a direct connection nothing is kept at this end: what dialled is
+/// on this node and in FLOWS for both, and half the work of a short connection would be to say it twice.
 #[inline(never)]
 fn accepted(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
@@ -186,9 +187,11 @@ fn accepted(ops: *mut bpf_sock_ops) {
         }
         return;
     }
+    if ticket == Some(Some(TicketKind::Pod)) {
+        return;
+    }
     let mut flow = Flow::new(Direction::Inbound, pod, end.namespace, end.local, end.remote);
     match (ticket, pending) {
-        (Some(Some(TicketKind::Pod)), _) => flow.add(FlowFlags::DIRECT),
         (Some(_), _) => flow.add(FlowFlags::PROBE),
         (None, Some(original)) => {
             flow.original = original;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use mesh_api::proto::admin::SocketRow;
+use mesh_common::abi::{Endpoint, Flow};
 
 use crate::{
     enrol::PodTable,
@@ -58,6 +59,8 @@ struct KernelSide<'a> {
     /// Ends through the agent: outbound by the client's own address; inbound by the real client's and the application's.
     outbound: HashMap<(u32, SocketAddr), &'a FlowRow>,
     inbound: HashMap<(u32, SocketAddr, SocketAddr), &'a FlowRow>,
+    /// Connected sockets by pod and both addresses, their own first.
+    connected: HashMap<(u32, Endpoint, Endpoint), u64>,
 }
 
 impl<'a> KernelSide<'a> {
@@ -67,9 +70,12 @@ impl<'a> KernelSide<'a> {
             processes: HashMap::new(),
             outbound: HashMap::new(),
             inbound: HashMap::new(),
+            connected: HashMap::new(),
         };
         for pod in pods.by_uid.values() {
             let sockets = diag::sockets(&pod.network_namespace)?;
+            let ends = |socket: &diag::TcpSocket| (pod.id, socket.local.into(), socket.remote.into());
+            side.connected.extend(sockets.iter().map(|socket| (ends(socket), socket.cookie)));
             side.sockets.insert(pod.id, sockets.into_iter().map(|socket| (socket.cookie, socket)).collect());
             side.processes.insert(pod.id, process::holders(&pod.cgroup_path));
         }
@@ -88,6 +94,13 @@ impl<'a> KernelSide<'a> {
 
     fn socket(&self, pod: u32, cookie: u64) -> Option<&diag::TcpSocket> {
         self.sockets.get(&pod)?.get(&cookie)
+    }
+
+    /// The end that was dialled of a direct connection, and its socket's cookie; none when that has closed.
+    fn far_end(&self, pods: &PodTable, row: &FlowRow) -> Option<(Flow, u64)> {
+        let far = witness::far_end(pods, &row.flow)?;
+        let cookie = self.connected.get(&(far.pod, far.local, far.remote))?;
+        Some((far, *cookie))
     }
 
     /// Cookie, process, round trip and retransmits of one end. The bytes stay the row's own: those of this socket count
@@ -135,8 +148,9 @@ fn direct(node: &Node, pods: &PodTable, flows: &[FlowRow], kernel: &KernelSide<'
     // Those from before enrolment are listed with the rest of their kind.
     let others = [FlowFlags::AGENT, FlowFlags::BEFORE_ENROLMENT];
     let without_agent = flows.iter().filter(|row| !others.iter().any(|other| row.flow.flags().has(*other)));
-    let told = without_agent.filter_map(|row| Some((witness::tell(&view, pods, &row.flow, now_ns)?, row.socket)));
-    let told: Vec<_> = told.collect();
+    let both = without_agent.flat_map(|row| [Some((row.flow, row.socket)), kernel.far_end(pods, row)]).flatten();
+    let told: Vec<_> =
+        both.filter_map(|(flow, cookie)| Some((witness::tell(&view, pods, &flow, now_ns)?, cookie))).collect();
     let ends = |caller: u32, record: &ConnectionRecord| (caller, record.source.address, record.destination.address);
     let calls = told.iter().filter(|(witness, _)| witness.record.direction == "outbound");
     let calls: HashMap<_, _> =
@@ -234,8 +248,6 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_common::abi::{Endpoint, Flow};
-
     use super::*;
     use crate::{
         kernel::FlowRow,
@@ -291,6 +303,7 @@ mod tests {
             processes: [(1, [(111, "curl[7]".into())].into()), (2, [(222, "postgres[8]".into())].into())].into(),
             outbound: [((1, at(CLIENT)), &flows[0])].into(),
             inbound: [((2, at(CLIENT), at(SERVER)), &flows[1])].into(),
+            connected: HashMap::new(),
         };
         let snapshot = ConnectionSnapshot { worker: 0, id: 1, pod: pods[0].clone(), record: record("outbound") };
         let rows = proxied(&snapshot, &proving::table(&pods), &kernel);

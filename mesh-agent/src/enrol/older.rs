@@ -38,13 +38,21 @@ pub fn find(kernel: &Kernel, pod: &Pod) -> Result<HashSet<u64>, KernelError> {
     // Sockets before flows: what is established in between is then in FLOWS.
     let sockets = diag::sockets(&pod.network_namespace)?;
     let flows = kernel.flows()?.into_iter().filter(|row| !row.flow.flags().has(FlowFlags::BEFORE_ENROLMENT));
-    let steered: HashSet<u64> = flows.map(|row| row.socket).collect();
+    let (mut steered, mut dialled) = (HashSet::new(), HashSet::new());
+    for row in flows {
+        steered.insert(row.socket);
+        // The end that dialled a direct connection is listed for both.
+        if row.flow.flags().has(FlowFlags::DIRECT) {
+            dialled.insert((row.flow.remote, row.flow.local));
+        }
+    }
     let own = own_inodes();
     let older = sockets.into_iter().filter(|socket| {
         CONNECTED_STATES.contains(&socket.state)
             && (socket.inode != 0 || ACCEPTABLE_STATES.contains(&socket.state))
             && !own.contains(&socket.inode)
             && !steered.contains(&socket.cookie)
+            && !dialled.contains(&(socket.local.into(), socket.remote.into()))
             && !socket.local.ip().is_loopback()
             && socket.local.ip() != socket.remote.ip()
             && !mesh_common::is_own_port(socket.local.port())

@@ -58,6 +58,16 @@ pub(crate) fn tell(view: &View, pods: &PodTable, flow: &Flow, now_ns: u64) -> Op
     Some(Witness { record, own: own.clone(), other: other.cloned() })
 }
 
+/// The end that was dialled of a direct connection: the hooks list the one that dialled alone, which says all about both.
+pub(crate) fn far_end(pods: &PodTable, flow: &Flow) -> Option<Flow> {
+    let is_direct = flow.direction() == Direction::Outbound && flow.flags().has(FlowFlags::DIRECT);
+    let pod = pods.by_address.get(&flow.remote.address()?.ip()).filter(|_| is_direct)?;
+    let mut far = Flow::new(Direction::Inbound, pod.id, 0, flow.remote, flow.local);
+    far.established_ns = flow.established_ns;
+    far.add(FlowFlags::DIRECT);
+    Some(far)
+}
+
 /// Gives a record of another connection between the same ends what is this one's own.
 pub(crate) fn retell(record: &mut ConnectionRecord, flow: &Flow, now_ns: u64) {
     if let (Some(local), Some(remote)) = (flow.local.address(), flow.remote.address()) {
@@ -75,10 +85,15 @@ fn name_ends(record: &mut ConnectionRecord, flow: &Flow, local: SocketAddr, remo
 }
 
 fn time(record: &mut ConnectionRecord, flow: &Flow, now_ns: u64) {
+    (record.started, record.duration) = times(flow, now_ns);
+}
+
+/// When it began, and how long it has been there at `now_ns` of CLOCK_MONOTONIC.
+pub(crate) fn times(flow: &Flow, now_ns: u64) -> (SystemTime, Duration) {
     // A refused one was never established.
     let age_ns = if flow.established_ns == 0 { 0 } else { now_ns.saturating_sub(flow.established_ns) };
-    record.duration = Duration::from_nanos(age_ns);
-    record.started = SystemTime::now() - record.duration;
+    let age = Duration::from_nanos(age_ns);
+    (SystemTime::now() - age, age)
 }
 
 /// A socket that was refused in `connect` has no address yet: it would have got the pod's.
