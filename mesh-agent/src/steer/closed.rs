@@ -3,17 +3,20 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use mesh_common::abi::{Endpoint, Flow, Ip16};
+use mesh_common::abi::{Endpoint, Ip16};
 
 use crate::{
     enrol::PodTable,
     kernel::{Direction, FlowFlags, Record},
     path::Flag,
-    telemetry::{ConnectionRecord, Reporter, Series, Telemetry},
+    telemetry::{ConnectionRecord, Own, Reporter, Series, Telemetry, Template},
     view::View,
 };
 
 use super::witness;
+
+/// Bytes of lines that are handed to the log at once.
+const BATCH: usize = 64 << 10;
 
 /// Kinds that are kept; a pod that is dialled from everywhere would add to them without end.
 const KINDS: usize = 4096;
@@ -58,6 +61,8 @@ impl Kind {
 struct Told {
     record: ConnectionRecord,
     series: Vec<Arc<Series>>,
+    /// None without an access log.
+    line: Option<Template>,
 }
 
 /// Tells of them.
@@ -68,6 +73,8 @@ pub(super) struct Closed {
     pods: Option<Arc<PodTable>>,
     /// None: no end is in a pod that is known.
     kinds: HashMap<Kind, Option<Told>>,
+    /// Lines for the access log, and how many.
+    lines: (String, u64),
 }
 
 impl Closed {
@@ -90,12 +97,31 @@ impl Closed {
         }
         let told = self.kinds.entry(kind).or_insert_with(|| work_out(view, pods, telemetry, record));
         let Some(told) = told else { return };
-        let mut row = told.record.clone();
-        witness::retell(&mut row, &record.flow, record.at_ns);
         let (sent, received) = (record.bytes_sent, record.bytes_received);
         let is_outbound = record.flow.direction() == Direction::Outbound;
-        (row.to_destination, row.to_source) = if is_outbound { (sent, received) } else { (received, sent) };
-        telemetry.record_direct(row, &told.series);
+        let (to_destination, to_source) = if is_outbound { (sent, received) } else { (received, sent) };
+        if told.record.flag != Flag::None {
+            let mut row = ConnectionRecord { to_destination, to_source, ..told.record.clone() };
+            witness::retell(&mut row, &record.flow, record.at_ns);
+            return telemetry.record_direct(row, &told.series);
+        }
+        telemetry.count_direct(&told.series, to_destination, to_source);
+        let Some(line) = &told.line else { return };
+        let (started, duration) = witness::times(&record.flow, record.at_ns);
+        let source_port = if is_outbound { record.flow.local.port() } else { record.flow.original.port() };
+        line.fill(&Own { started, duration, source_port, to_destination, to_source }, &mut self.lines.0);
+        self.lines.1 += 1;
+        if self.lines.0.len() >= BATCH {
+            self.flush(telemetry);
+        }
+    }
+
+    /// Hands over the lines of those that were told.
+    pub(super) fn flush(&mut self, telemetry: &Telemetry) {
+        let (lines, count) = std::mem::take(&mut self.lines);
+        if count > 0 {
+            telemetry.access().write_lines(lines, count);
+        }
     }
 }
 
@@ -103,7 +129,7 @@ impl Closed {
 /// as the other end would.
 fn work_out(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record) -> Option<Told> {
     let own = || witness::tell(view, pods, &record.flow, record.at_ns);
-    let far = || witness::tell(view, pods, &far_end(pods, &record.flow)?, record.at_ns);
+    let far = || witness::tell(view, pods, &witness::far_end(pods, &record.flow)?, record.at_ns);
     let mut witness = own().or_else(far)?;
     if witness.record.verdict.is_some_and(|verdict| !verdict.is_allowed()) {
         // It was let in and then ended by a policy that came later.
@@ -115,24 +141,15 @@ fn work_out(view: &View, pods: &PodTable, telemetry: &Telemetry, record: &Record
     let other = witness.other.as_ref().filter(|_| is_source).map(|other| (Reporter::Destination, other.id));
     let reporters = [Some((own, witness.own.id)), other];
     let series = telemetry.direct_series(&witness.record, reporters.into_iter().flatten());
-    Some(Told { record: witness.record, series })
-}
-
-/// A direct connection as seen from the pod that was dialled.
-fn far_end(pods: &PodTable, flow: &Flow) -> Option<Flow> {
-    let pod = pods.by_address.get(&flow.remote.address()?.ip())?;
-    let is_direct = flow.direction() == Direction::Outbound && flow.flags().has(FlowFlags::DIRECT);
-    let mut far = Flow::new(Direction::Inbound, pod.id, 0, flow.remote, flow.local);
-    far.established_ns = flow.established_ns;
-    far.add(FlowFlags::DIRECT);
-    is_direct.then_some(far)
+    let line = telemetry.access().template(&witness.record);
+    Some(Told { record: witness.record, series, line })
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use mesh_common::abi::{RecordKind, Totals};
+    use mesh_common::abi::{Flow, RecordKind, Totals};
 
     use super::*;
     use crate::{proving, telemetry::AccessFormat, view::fixtures};

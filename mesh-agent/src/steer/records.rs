@@ -25,6 +25,11 @@ use super::{closed::Closed, witness};
 /// Closed connections do not wake the reader: it looks this often.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// While a look finds [`MANY`], the next one follows soon: thousands of lines at once would hold a processor for
+/// milliseconds, and who works on it would be late.
+const SOON: Duration = Duration::from_millis(20);
+const MANY: usize = 256;
+
 /// The reader; [`Records::run`] it on the control thread.
 #[derive(Debug)]
 pub struct Records {
@@ -52,8 +57,7 @@ impl Records {
 
     /// Reads until `closing`, and then once more.
     pub async fn run(mut self, closing: impl Future<Output = ()>) {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = LOOK;
         let wakeups = wakeups(&self.events);
         if let Err(error) = &wakeups {
             tracing::warn!(%error, "refusals of the kernel are shown up to {} ms late", LOOK.as_millis());
@@ -61,28 +65,38 @@ impl Records {
         let mut closing = std::pin::pin!(closing);
         loop {
             tokio::select! {
-                _ = look.tick() => {}
-                () = &mut closing => return self.read(),
+                () = tokio::time::sleep(pause) => {}
+                () = &mut closing => {
+                    self.read();
+                    return;
+                }
                 () = readable(wakeups.as_ref().ok()) => {}
             }
-            self.read();
+            pause = if self.read() < MANY { LOOK } else { SOON };
         }
     }
 
-    fn read(&mut self) {
+    /// How many records there were.
+    fn read(&mut self) -> usize {
         // Without a View nobody has a name: the records wait for the first one, and what does not fit is counted as lost.
-        let Some(view) = self.view.load_full() else { return };
+        let Some(view) = self.view.load_full() else { return 0 };
         let pods = self.pods.load_full();
         let Self { events, telemetry, unseen, closed, .. } = self;
         closed.follow(&view, &pods);
-        events.drain(|record| match record.kind() {
-            Some(RecordKind::Established) if record.flow.flags().has(FlowFlags::BEFORE_ENROLMENT) => {
-                unseen.notify_one();
+        let mut count = 0;
+        events.drain(|record| {
+            count += 1;
+            match record.kind() {
+                Some(RecordKind::Established) if record.flow.flags().has(FlowFlags::BEFORE_ENROLMENT) => {
+                    unseen.notify_one();
+                }
+                Some(RecordKind::Closed) if record.flow.tells() => closed.tell(telemetry, record),
+                Some(RecordKind::Refused) => refused(&view, &pods, telemetry, record),
+                _ => {}
             }
-            Some(RecordKind::Closed) if record.flow.tells() => closed.tell(telemetry, record),
-            Some(RecordKind::Refused) => refused(&view, &pods, telemetry, record),
-            _ => {}
         });
+        closed.flush(telemetry);
+        count
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use access::{AccessFormat, AccessLog};
 pub use labels::{Party, Reporter, Security};
+pub use line::{Own, Template};
 pub use listeners::{Listeners, Reason, Refusals};
 use prometheus_client::{encoding::text, registry::Registry};
 pub use record::ConnectionRecord;
@@ -27,7 +28,7 @@ pub use series::{Series, Unreported};
 
 use self::{counters::Counters, labels::Labels, series::Table};
 use crate::{
-    path::{PlaintextReason, Verdict},
+    path::{Flag, PlaintextReason, Verdict},
     view::Service,
 };
 
@@ -143,6 +144,20 @@ impl Telemetry {
         let ends = (&record.source, &record.destination);
         let one = |(reporter, pod)| self.series(reporter, ends, record.service.as_deref(), record.security, pod);
         reporters.into_iter().map(one).collect()
+    }
+
+    /// Counts connections of one kind that have ended in order.
+    pub fn count_direct(&self, series: &[Arc<Series>], to_destination: u64, to_source: u64) {
+        for series in series {
+            series.open();
+            series.add(to_destination, to_source);
+            series.close(Flag::None);
+        }
+    }
+
+    /// The access log, for who formats its lines.
+    pub fn access(&self) -> &AccessLog {
+        &self.access
     }
 
     /// Counts and logs such a connection, which has ended.

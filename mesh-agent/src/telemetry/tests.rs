@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AccessFormat, AccessLog, ConnectionRecord, Party, Reporter, Security, Telemetry};
+use super::{AccessFormat, AccessLog, ConnectionRecord, Own, Party, Reporter, Security, Telemetry};
 use crate::{
     path::{Flag, Verdict},
     view::{View, fixtures},
@@ -193,6 +193,30 @@ fn a_connection_is_one_line_in_either_format() {
 }
 
 #[test]
+fn a_template_gives_the_same_line_as_the_connection_itself() {
+    for (source, format) in [("10.0.0.1:40000", AccessFormat::Text), ("[fd00::1]:40000", AccessFormat::Json)] {
+        let mut first = record(&view());
+        (first.source.address, first.destination.address) =
+            (Some(source.parse().unwrap()), Some("10.0.0.2:5432".parse().unwrap()));
+        let mut second = ConnectionRecord {
+            started: std::time::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_042),
+            duration: Duration::from_micros(61_005),
+            to_destination: 7,
+            to_source: 0,
+            ..first.clone()
+        };
+        second.source.address.as_mut().unwrap().set_port(9);
+        let log = AccessLog::start(format, io::sink()).unwrap();
+        let (mut line, ConnectionRecord { started, duration, to_destination, to_source, .. }) =
+            (String::new(), second.clone());
+        let own = Own { started, duration, source_port: 9, to_destination, to_source };
+        log.template(&first).unwrap().fill(&own, &mut line);
+        assert_eq!(line, written(format, second));
+    }
+    assert!(AccessLog::start(AccessFormat::Off, io::sink()).unwrap().template(&record(&view())).is_none());
+}
+
+#[test]
 fn the_last_lines_of_a_process_are_written_before_it_ends() {
     let lines = Lines::default();
     let log = AccessLog::start(AccessFormat::Text, lines.clone()).unwrap();
@@ -206,25 +230,38 @@ fn the_last_lines_of_a_process_are_written_before_it_ends() {
     assert_eq!(log.dropped().get(), 0);
 }
 
+/// A writer that never comes back while the other end of the channel lives.
+struct Stuck(std::sync::mpsc::Receiver<()>);
+
+impl io::Write for Stuck {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.recv().ok();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
 fn a_log_that_does_not_keep_up_drops_and_counts() {
-    struct Stuck(std::sync::mpsc::Receiver<()>);
-    impl io::Write for Stuck {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.recv().ok();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let (release, stuck) = std::sync::mpsc::channel();
+    let (_release, stuck) = std::sync::mpsc::channel();
     let log = AccessLog::start(AccessFormat::Text, Stuck(stuck)).unwrap();
     // The writer holds a batch of unknown size and the queue the rest: twice what the queue takes cannot all fit.
     for _ in 0..20_000 {
         log.write(ConnectionRecord::new("outbound"));
     }
     assert!(log.dropped().get() > 0);
-    drop(release);
+}
+
+#[test]
+fn formatted_lines_that_wait_are_bounded_by_their_bytes() {
+    let (_release, stuck) = std::sync::mpsc::channel();
+    let log = AccessLog::start(AccessFormat::Text, Stuck(stuck)).unwrap();
+    // 12.5 MiB, in far fewer messages than the queue takes; at most a batch is with the writer.
+    for _ in 0..200 {
+        log.write_lines("x".repeat(64 << 10), 100);
+    }
+    assert!((6_000..=7_200).contains(&log.dropped().get()), "{}", log.dropped().get());
 }
