@@ -51,8 +51,11 @@ impl Rig {
             let pod = |role: &str, node: &str| {
                 let app = mesh.app(&format!("{name}-{role}"));
                 let app = if enrolled { app.on(node) } else { app.not_enrolled().on(node) };
-                // As the agent sets it where it enrols: else ports run out and only that is measured.
+                // Else ports run out and only that is measured. The first is as the agent sets it where it enrols; the others
+                // are for machines that dial more than 14,000 times in the second after which a port is taken again.
                 app.place().namespace.set("ipv4/tcp_tw_reuse", "1");
+                app.place().namespace.set("ipv4/tcp_tw_reuse_delay", "100");
+                app.place().namespace.set("ipv4/ip_local_port_range", "16384 65535");
                 app
             };
             Pods { client: pod("client", "node-a"), near: pod("near", "node-a"), far: pod("far", "node-b") }
