@@ -3,6 +3,7 @@
 
 mod bench;
 mod binaries;
+mod chart;
 mod cluster;
 mod demo;
 mod dist;

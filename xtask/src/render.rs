@@ -4,14 +4,15 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use crate::{dist::dockerfile, shell, workspace};
+use crate::{chart, dist::dockerfile, shell, workspace};
 
 /// Writes them all.
 ///
 /// # Errors
-/// The system refuses.
+/// There is no helm, or it refuses the chart.
 pub fn run() -> Result<()> {
-    write(dockerfile::PLACE, &dockerfile::text())
+    write(dockerfile::PLACE, &dockerfile::text())?;
+    chart::files()?.iter().try_for_each(|(place, text)| write(place, text))
 }
 
 fn write(place: &str, text: &str) -> Result<()> {
