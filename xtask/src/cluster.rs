@@ -54,6 +54,11 @@ pub fn run(verb: &Verb) -> Result<()> {
     }
 }
 
+/// Whether its API server answers.
+pub fn is_up() -> bool {
+    shell::answer(&mut script("status")).is_some()
+}
+
 /// Builds groups of the cluster's programs; a second when the cache has them.
 ///
 /// # Errors

@@ -46,6 +46,13 @@ pub struct Arguments {
     root: Option<PathBuf>,
 }
 
+impl Arguments {
+    /// An image of the programs that `cargo xtask build` makes, for stories.
+    pub fn of_release() -> Self {
+        Self { profile: "release".to_owned(), name: NAME.to_owned(), root: None }
+    }
+}
+
 /// What is told of an image, and decides its times.
 pub struct Facts {
     /// With a tag.
