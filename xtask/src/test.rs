@@ -47,7 +47,7 @@ pub fn on_kubernetes(filter: Option<&str>) -> Result<()> {
     let runs: [&[&str]; 3] = [
         &["--package", "mesh-control", "--lib"],
         &["--package", "xtask"],
-        &["--package", "mesh-tests", "--test", "kubernetes"],
+        &["--package", "mesh-kubernetes-tests"],
     ];
     let mut all = Summary { is_success: true, ..Summary::default() };
     for run in runs {

@@ -3,6 +3,9 @@
 //! kubectl and helm.
 
 mod audit;
+// The very one of the other stories, without all that they are built from.
+#[path = "../../src/eventually.rs"]
+mod eventually;
 mod traces;
 
 use std::{
@@ -19,8 +22,7 @@ use std::{
 use serde_json::Value;
 
 pub use audit::{Grant, Request};
-
-use crate::{eventually::eventually, process::target};
+pub use eventually::{LIMIT, eventually};
 
 /// Where the mesh's own objects are in stories.
 pub const MESH: &str = "mesh-system";
@@ -262,7 +264,14 @@ impl Drop for Wire {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a directory of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a directory of the workspace")
+}
+
+/// Cargo's target directory, which cargo marks.
+fn target() -> PathBuf {
+    let this = env::current_exe().expect("this program has a path");
+    let marked = this.ancestors().find(|path| path.join("CACHEDIR.TAG").exists());
+    marked.expect("tests are built below cargo's target directory").to_owned()
 }
 
 fn script(name: &str) -> Command {

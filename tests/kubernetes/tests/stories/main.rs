@@ -8,7 +8,7 @@ mod upgrade;
 
 use std::time::{Duration, Instant};
 
-use mesh_tests::kubernetes::{Cluster, MESH};
+use mesh_kubernetes_tests::{Cluster, MESH};
 
 /// From the install to ready and meshed.
 const READY: Duration = Duration::from_secs(120);

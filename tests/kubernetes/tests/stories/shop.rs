@@ -1,6 +1,6 @@
 //! The application of the stories: a server on one node and a caller on another, in a namespace of their own.
 
-use mesh_tests::kubernetes::{Cluster, Namespace, Wire};
+use mesh_kubernetes_tests::{Cluster, Namespace, Wire};
 use serde_json::Value;
 
 /// Where the server listens: HTTP, and TCP that answers what it is told.
@@ -53,7 +53,7 @@ impl<'a> Shop<'a> {
     /// label has no part in it.
     pub fn ask_until_encrypted(&self, wire: Option<&Wire>) {
         let mut number = 0;
-        mesh_tests::eventually("what web asks db is encrypted", super::READY, || {
+        mesh_kubernetes_tests::eventually("what web asks db is encrypted", super::READY, || {
             number += 1;
             let question = format!("question-{number}-of-{}", self.name());
             self.ask(&question)?;
@@ -105,7 +105,7 @@ impl<'a> Shop<'a> {
     /// Whether the agent of web's node carries, or has just carried, connections to db by mutual TLS, and to whom.
     fn encrypted(&self) -> Result<bool, String> {
         let page = self.cluster.exec(
-            mesh_tests::kubernetes::MESH,
+            mesh_kubernetes_tests::MESH,
             &self.cluster.agent_of(self.node()),
             &["meshctl", "-o", "json", "workloads"],
         )?;
@@ -125,7 +125,7 @@ pub struct Load<'a> {
 impl Load<'_> {
     /// Waits until more questions are answered; how many since it was asked before.
     pub fn answered_more(&self) -> usize {
-        mesh_tests::eventually("questions are answered", super::READY, || {
+        mesh_kubernetes_tests::eventually("questions are answered", super::READY, || {
             let (before, now) = (self.seen.get(), self.lines("answered").len());
             if now < before + 20 {
                 return Err(format!("{now} after {before}; failed: {:?}", self.failures()));
