@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{ebpf, shell, workspace};
 
-/// Builds the eBPF object, then the daemons, the command line and the test applications, in the release profile.
+/// Builds the eBPF object, then the daemons, the command line, the test applications and the CNI plug-in, in the release profile.
 ///
 /// # Errors
 /// When a build fails.
@@ -21,5 +21,15 @@ pub fn build_in(profile: &str) -> Result<()> {
     let packages = ["mesh-agent", "mesh-control", "mesh-ctl", "mesh-tests"].map(|package| ["--package", package]);
     shell::run(
         workspace::cargo().args(["build", "--profile", profile, "--locked", "--bins"]).args(packages.as_flattened()),
-    )
+    )?;
+    plugin(profile)
+}
+
+/// The CNI plug-in runs on nodes, whatever libraries these have: it needs none.
+///
+/// # Errors
+/// When the build fails.
+pub fn plugin(profile: &str) -> Result<()> {
+    let package = ["rustc", "--profile", profile, "--locked", "--package", "mesh-cni", "--bin", "mesh-cni"];
+    shell::run(workspace::cargo().args(package).args(["--", "-C", "target-feature=+crt-static"]))
 }
