@@ -177,6 +177,12 @@ pub struct DetachArguments {
     /// As given to `run`.
     #[arg(long)]
     pub cgroup_root: PathBuf,
+    /// As given to `run`: the CNI plug-in is taken out, too.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// As given to `run`.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
 }
 
 /// What an agent does that another has followed.

@@ -42,7 +42,6 @@ pub(super) fn check(given: &KubernetesArguments, note: &mut impl FnMut(&str, Str
         }
         return None;
     }
-    note("kubernetes", "not implemented in this version".into());
     let daemon_set = given.daemon_set.as_deref().and_then(|text| match read_name(text) {
         Some(name) => Some(name),
         None => {
@@ -148,11 +147,8 @@ mod tests {
     fn checked(line: &[&str]) -> (Option<KubernetesSettings>, Vec<String>) {
         let line = ["mesh-agent"].iter().chain(line);
         let mut mistakes = Vec::new();
-        let settings = check(&Line::try_parse_from(line).unwrap().kubernetes, &mut |name, reason| {
-            if name != "kubernetes" {
-                mistakes.push(format!("--{name}: {reason}"));
-            }
-        });
+        let given = Line::try_parse_from(line).unwrap().kubernetes;
+        let settings = check(&given, &mut |name, reason| mistakes.push(format!("--{name}: {reason}")));
         (settings, mistakes)
     }
 

@@ -11,11 +11,7 @@ pub use arguments::{
 };
 pub use kubernetes::{CniSettings, KubernetesSettings, PLUGIN};
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_common::MAX_WORKERS;
 
@@ -244,6 +240,8 @@ fn check_maps(given: &MapArguments, note: &mut impl FnMut(&str, String)) -> MapS
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use clap::Parser;
 
     use super::*;
