@@ -1,5 +1,7 @@
 //! The release binaries that the demo and the stories run.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{ebpf, shell, workspace};
@@ -22,14 +24,13 @@ pub fn build_in(profile: &str) -> Result<()> {
     shell::run(
         workspace::cargo().args(["build", "--profile", profile, "--locked", "--bins"]).args(packages.as_flattened()),
     )?;
-    plugin(profile)
+    shell::run(&mut plugin(profile))
 }
 
 /// The CNI plug-in runs on nodes, whatever libraries these have: it needs none.
-///
-/// # Errors
-/// When the build fails.
-pub fn plugin(profile: &str) -> Result<()> {
-    let package = ["rustc", "--profile", profile, "--locked", "--package", "mesh-cni", "--bin", "mesh-cni"];
-    shell::run(workspace::cargo().args(package).args(["--", "-C", "target-feature=+crt-static"]))
+pub fn plugin(profile: &str) -> Command {
+    let mut command = workspace::cargo();
+    command.args(["rustc", "--profile", profile, "--locked", "--package", "mesh-cni", "--bin", "mesh-cni"]);
+    command.args(["--", "-C", "target-feature=+crt-static"]);
+    command
 }
