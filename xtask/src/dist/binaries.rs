@@ -18,9 +18,13 @@ pub struct Program {
     pub package: &'static str,
 }
 
+/// Built by itself: without libraries.
+const PLUGIN: &str = "mesh-cni";
+
 /// All of them.
-pub const PROGRAMS: [Program; 3] = [
+pub const PROGRAMS: [Program; 4] = [
     Program { name: "mesh-agent", package: "mesh-agent" },
+    Program { name: PLUGIN, package: PLUGIN },
     Program { name: "mesh-control", package: "mesh-control" },
     Program { name: "meshctl", package: "mesh-ctl" },
 ];
@@ -49,10 +53,11 @@ fn publishable() -> Result<()> {
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     let mut command = workspace::cargo();
     command.args(["build", "--profile", "dist", "--locked", "--bins"]);
-    for program in &PROGRAMS {
+    for program in PROGRAMS.iter().filter(|program| program.package != PLUGIN) {
         command.args(["--package", program.package]);
     }
-    shell::run(command.env("CARGO_ENCODED_RUSTFLAGS", maps.join("\x1f")))
+    shell::run(command.env("CARGO_ENCODED_RUSTFLAGS", maps.join("\x1f")))?;
+    shell::run(binaries::plugin("dist").env("CARGO_ENCODED_RUSTFLAGS", maps.join("\x1f")))
 }
 
 /// Where a program is in the image.
