@@ -3,6 +3,7 @@
 //! kubectl and helm.
 
 mod audit;
+mod harm;
 mod traces;
 
 use std::{
