@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -57,6 +57,10 @@ fn pod(mode: Option<&str>, address: Option<&str>) -> Value {
         "status": {"phase": "Running", "podIP": address}})
 }
 
+fn json_response(code: StatusCode, body: &Value) -> Response {
+    (code, [("content-type", "application/json")], body.to_string()).into_response()
+}
+
 async fn one_pod(State(all): State<Shared>, Path((_, name)): Path<(String, String)>) -> Response {
     answer(&all, |all| all.pods.get(&name).cloned())
 }
@@ -69,11 +73,11 @@ fn answer(all: &Shared, find: impl FnOnce(&Objects) -> Option<Value>) -> Respons
     let all = all.lock().unwrap();
     match find(&all) {
         _ if all.is_silent => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Some(found) => Json(found).into_response(),
+        Some(found) => json_response(StatusCode::OK, &found),
         None => {
             let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
                 "message": "not found", "code": 404});
-            (StatusCode::NOT_FOUND, Json(status)).into_response()
+            json_response(StatusCode::NOT_FOUND, &status)
         }
     }
 }
@@ -92,9 +96,9 @@ fn list(all: &Shared, query: &BTreeMap<String, String>, items: impl FnOnce(&Obje
             "reason": "Expired", "message": "too old", "code": 410}});
         return format!("{gone}\n").into_response();
     }
-    Json(json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": all.version.to_string()},
-        "items": items(&all)}))
-    .into_response()
+    let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": all.version.to_string()},
+        "items": items(&all)});
+    json_response(StatusCode::OK, &list)
 }
 
 async fn pods(State(all): State<Shared>, Query(query): Query<BTreeMap<String, String>>) -> Response {

@@ -6,6 +6,7 @@ mod audit;
 // The very one of the other stories, without all that they are built from.
 #[path = "../../src/eventually.rs"]
 mod eventually;
+mod harm;
 mod traces;
 
 use std::{

@@ -1,9 +1,11 @@
 //! Stories of a real cluster: install, use, upgrade and removal as users do them. `cargo xtask test --cluster` runs them; without
 //! Kubernetes they are left alone.
 
+mod enrolment;
 mod install;
 mod rights;
 mod shop;
+mod strict;
 mod upgrade;
 
 use std::time::{Duration, Instant};

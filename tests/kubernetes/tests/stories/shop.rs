@@ -32,6 +32,11 @@ impl<'a> Shop<'a> {
         &self.namespace.name
     }
 
+    /// The node of web.
+    pub fn node(&self) -> &str {
+        &self.nodes[0]
+    }
+
     pub fn enrol(&self) {
         let label = "istio.io/dataplane-mode=ambient";
         self.cluster.kubectl(&["label", "namespace", self.name(), label, "--overwrite"]);
