@@ -61,6 +61,19 @@ impl Cluster {
         cluster
     }
 
+    /// A mesh that is somebody's is not touched.
+    ///
+    /// # Panics
+    /// When there is one in a cluster that is not this machine's.
+    #[track_caller]
+    pub fn must_be_free(&self) {
+        let found = self.kubectl(&["get", "namespace", MESH, "--ignore-not-found", "-o", "name"]);
+        assert!(
+            self.is_ours || found.is_empty(),
+            "this cluster has a {found}: stories install a mesh of their own; remove it first"
+        );
+    }
+
     /// Takes the image that `cargo xtask dist --profile release` made to all nodes, under two names.
     fn load_image(&self) {
         let directory = target().join("image");

@@ -48,6 +48,7 @@ impl Way {
 
     /// A cluster without a mesh, whatever a story before has left.
     fn clear(cluster: &Cluster) {
+        cluster.must_be_free();
         Self::Helm.remove(cluster);
         Self::Manifests.remove(cluster);
     }
