@@ -116,7 +116,6 @@ pub(crate) fn pod(id: u32, name: &str, address: IpAddr) -> Arc<Pod> {
         network_namespace: NetworkNamespace::current().unwrap(),
         cgroup_path: "/".into(),
         probe_ports: Vec::new(),
-        is_fail_open: false,
     })
 }
 

@@ -2,6 +2,7 @@
 //! converted into at the edge. Never on the data path; never opens a socket.
 
 mod identity;
+pub mod membership;
 
 pub use identity::{Identity, IdentityError};
 

@@ -2,9 +2,9 @@
 //! what it costs and what differs from others). Builds what they start, once, into a cache. Needs Go; nothing else of
 //! the workspace does.
 
-use std::process::Command;
+use std::{env, path::PathBuf, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
 use crate::{setup, shell, workspace};
@@ -54,6 +54,11 @@ pub fn run(verb: &Verb) -> Result<()> {
     }
 }
 
+/// Whether its API server answers.
+pub fn is_up() -> bool {
+    shell::answer(&mut script("status")).is_some()
+}
+
 /// Builds groups of the cluster's programs; a second when the cache has them.
 ///
 /// # Errors
@@ -69,6 +74,19 @@ pub fn build(groups: &[&str]) -> Result<()> {
         setup::cluster()?;
     }
     shell::run(script("build").args(groups))
+}
+
+/// One of the programs that [`build`] makes.
+///
+/// # Errors
+/// It is not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let cache = env::var_os("CLUSTER_CACHE").map(PathBuf::from).or_else(|| {
+        let home = || env::home_dir().map(|home| home.join(".cache"));
+        Some(env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?.join("mesh-cluster"))
+    });
+    let program = cache.map(|cache| cache.join("bin").join(name)).filter(|program| program.is_file());
+    program.with_context(|| format!("{name} is not built: `cargo xtask cluster up` builds it"))
 }
 
 fn script(name: &str) -> Command {

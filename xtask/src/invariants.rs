@@ -9,7 +9,8 @@ use crate::workspace;
 
 const DOCUMENT: &str = "ARCHITECTURE.md";
 const SECTION: &str = "## Invariants\n";
-const CRATES: &[&str] = &["mesh-common", "mesh-api", "mesh-listen", "mesh-agent", "mesh-control", "mesh-ctl", "tests"];
+const CRATES: &[&str] =
+    &["mesh-common", "mesh-api", "mesh-listen", "mesh-agent", "mesh-cni", "mesh-control", "mesh-ctl", "tests"];
 
 /// # Errors
 /// A name in the section is neither a function nor a file of stories, or an invariant names nothing.

@@ -3,13 +3,16 @@
 
 mod bench;
 mod binaries;
+mod chart;
 mod cluster;
 mod demo;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod invariants;
 mod lint;
 mod mutate;
+mod render;
 mod setup;
 mod shell;
 mod sizes;
@@ -54,6 +57,10 @@ enum Verb {
         #[command(subcommand)]
         verb: cluster::Verb,
     },
+    /// The programs for users, and the container image of them, without a container engine.
+    Dist(dist::Arguments),
+    /// Write the files of deploy/ that are made from others.
+    Render,
     /// Direct, this mesh and Envoy in one interleaved run; arguments go to the benchmark (`-- --help`).
     Bench {
         /// Arguments of the benchmark.
@@ -102,6 +109,8 @@ fn main() -> Result<()> {
         Verb::Test { filter, cluster: true } => test::on_kubernetes(filter.as_deref()),
         Verb::Test { filter, cluster: false } => test::run(filter.as_deref()),
         Verb::Cluster { verb } => cluster::run(&verb),
+        Verb::Dist(arguments) => dist::run(&arguments),
+        Verb::Render => render::run(),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Soak { arguments } => demo::soak(&arguments),

@@ -80,6 +80,14 @@ pub fn ebpf() -> Result<()> {
     linker()
 }
 
+/// All that a machine needs that builds the image, beside rustup.
+pub fn of_image() -> Vec<&'static str> {
+    let others = ["ca-certificates", "curl", "git"];
+    let mut all = [BUILD, COMPILER, LINKER, &others].concat();
+    all.sort_unstable();
+    all
+}
+
 /// What a cluster's nodes need.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! `cargo xtask test [FILTER]`: all tests but those that need Kubernetes, which `--cluster` runs; with one summary.
+//! `cargo xtask test [FILTER]`: all tests but those that need Kubernetes or Helm, which `--cluster` runs; with one summary.
 
 use std::{
     io::{BufRead, BufReader},
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{binaries, cluster, setup, shell, workspace};
+use crate::{binaries, cluster, dist, setup, shell, workspace};
 
 /// Runs the unit and property tests of all crates, then the stories, and sums up.
 ///
@@ -22,40 +22,49 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
-    judge(&mut command, filter)
+    Summary::of(&mut command)?.judge(filter)
 }
 
-/// Runs the tests that need Kubernetes: each starts an API server of its own and ends it.
+/// Runs the tests that need Kubernetes: those of the control daemon, each on an API server of its own, those of the chart, and
+/// the stories, on a cluster that is started for them. With KUBECONFIG set the stories are on that cluster, which has the
+/// image already.
 ///
 /// # Errors
 /// As [`run`]; also when the cluster's programs cannot be built.
 pub fn on_kubernetes(filter: Option<&str>) -> Result<()> {
     shell::require_root("test --cluster")?;
-    cluster::build(&["api"])?;
-    let mut command = workspace::cargo();
+    setup::everything()?;
+    let is_ours = std::env::var_os("KUBECONFIG").is_none();
+    if is_ours {
+        cluster::build(&["api", "nodes", "dns", "helm"])?;
+        dist::run(&dist::Arguments::of_release())?;
+    } else {
+        cluster::build(&["api", "helm"])?;
+    }
+    let was_up = cluster::is_up();
     // They are marked as ignored, so that everybody else's run needs neither Go nor Kubernetes.
-    command.args(["test", "--package", "mesh-control", "--lib", "--locked", "--no-fail-fast", "--", "--ignored"]);
-    command.args(["--skip", "fuzzing", "--skip", "scale", "--test-threads=2"]).args(filter);
-    judge(&mut command, filter)
-}
-
-/// Runs tests and sums up.
-fn judge(command: &mut Command, filter: Option<&str>) -> Result<()> {
-    let summary = Summary::of(command)?;
-    eprintln!("\n{} passed, {} failed, {} ignored", summary.passed, summary.failures.len(), summary.ignored);
-    for failure in &summary.failures {
-        eprintln!("  failed: {failure}");
+    let ignored = ["--", "--ignored", "--skip", "fuzzing", "--skip", "scale"];
+    let runs: [&[&str]; 3] =
+        [&["--package", "mesh-control", "--lib"], &["--package", "xtask"], &["--package", "mesh-kubernetes-tests"]];
+    let mut all = Summary { is_success: true, ..Summary::default() };
+    for run in runs {
+        let mut command = workspace::cargo();
+        command
+            .args(["test", "--locked", "--no-fail-fast"])
+            .args(run)
+            .args(ignored)
+            .arg("--test-threads=2")
+            .args(filter);
+        all.add(Summary::of(&mut command)?);
     }
-    if !summary.is_success {
-        bail!("the tests failed");
+    if is_ours && !was_up {
+        cluster::run(&cluster::Verb::Down)?;
     }
-    if summary.passed == 0 {
-        bail!("no test matches {:?}", filter.unwrap_or_default());
-    }
-    Ok(())
+    all.judge(filter)
 }
 
 /// What all test programs of one run did.
+#[derive(Default)]
 struct Summary {
     passed: usize,
     ignored: usize,
@@ -76,6 +85,29 @@ impl Summary {
         }
         summary.is_success = child.wait()?.success();
         Ok(summary)
+    }
+
+    /// Takes in another run.
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.ignored += other.ignored;
+        self.failures.extend(other.failures);
+        self.is_success &= other.is_success;
+    }
+
+    /// Says it in one line, and what failed.
+    fn judge(&self, filter: Option<&str>) -> Result<()> {
+        eprintln!("\n{} passed, {} failed, {} ignored", self.passed, self.failures.len(), self.ignored);
+        for failure in &self.failures {
+            eprintln!("  failed: {failure}");
+        }
+        if !self.is_success {
+            bail!("the tests failed");
+        }
+        if self.passed == 0 {
+            bail!("no test matches {:?}", filter.unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Takes in one line of libtest's output, `test NAME ... ok`.

@@ -7,8 +7,18 @@ use anyhow::{Result, bail};
 
 use crate::workspace;
 
-const CRATES: &[&str] =
-    &["mesh-common", "mesh-ebpf", "mesh-api", "mesh-agent", "mesh-control", "mesh-ctl", "xtask", "tests", "fuzz"];
+const CRATES: &[&str] = &[
+    "mesh-common",
+    "mesh-ebpf",
+    "mesh-api",
+    "mesh-agent",
+    "mesh-cni",
+    "mesh-control",
+    "mesh-ctl",
+    "xtask",
+    "tests",
+    "fuzz",
+];
 
 /// A directory, ending in a slash, or a file.
 const ALLOWED: &[(&str, &str)] = &[

@@ -57,7 +57,15 @@ pub(super) async fn all(node: &Node) -> Vec<CheckRow> {
         older(node),
         super::rights::row(&node.pods.load()),
     ]);
+    rows.extend(node.installer.as_ref().map(|installer| plugin(&installer.fault())));
     rows
+}
+
+fn plugin(fault: &str) -> CheckRow {
+    match fault.is_empty() {
+        true => ok("cni", "the plug-in is in place: pods start when they are enrolled"),
+        false => failed("cni", fault, "until it is in place pods start first and are enrolled afterwards"),
+    }
 }
 
 fn neighbours(node: &Node) -> Fact {

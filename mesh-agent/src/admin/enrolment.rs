@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     drain::{Drain, Phase},
-    enrol::Enrolment,
+    enrol::{Enrolment, FailOpen},
 };
 
 /// Events on their way to one watcher.
@@ -35,7 +35,7 @@ impl EnrolmentService {
 #[tonic::async_trait]
 impl enrolment_server::Enrolment for EnrolmentService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
-        self.registry.enrol(request.into_inner()).await?;
+        self.registry.enrol(request.into_inner(), FailOpen::OrRefuse).await?;
         Ok(Response::new(EnrolResponse {}))
     }
 

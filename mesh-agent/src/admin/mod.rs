@@ -3,6 +3,7 @@
 
 mod certificates;
 mod check;
+mod cni;
 mod enrolment;
 mod explain;
 mod http;
@@ -18,7 +19,7 @@ mod status;
 mod world;
 
 pub use log::{LogControl, LogError};
-pub use serve::{AdminError, Ends, Sockets, bind, serve};
+pub use serve::{AdminError, Ends, Runtimes, Sockets, bind, serve};
 
 use std::{
     sync::Arc,
@@ -28,11 +29,13 @@ use std::{
 use crate::{
     cache::SharedCacheStatus,
     certificates::{SharedCertificateStatus, SharedWallet},
+    cni::Installer,
     config::Config,
     control::SharedControlStatus,
     drain::{Drain, Phase},
     enrol::{SharedOlder, SharedPods},
     kernel::Kernel,
+    kubernetes::SharedOutside,
     path::WorkerHandle,
     telemetry::Telemetry,
     view::SharedView,
@@ -69,6 +72,10 @@ pub struct Node {
     pub log: LogControl,
     /// Whether the agent is stopping.
     pub drain: Drain,
+    /// Pods that the API server has on this node and that are not enrolled, and why.
+    pub outside: SharedOutside,
+    /// Who keeps the CNI plug-in in place.
+    pub installer: Option<Arc<Installer>>,
 }
 
 /// How far the agent is.

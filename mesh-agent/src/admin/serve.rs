@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use mesh_api::proto::admin::{enrolment_server::EnrolmentServer, inspect_server::InspectServer};
+use mesh_api::proto::admin::{cni_server::CniServer, enrolment_server::EnrolmentServer, inspect_server::InspectServer};
 use mesh_listen::{Gate, Meter, Metered, Reason, Refusals, limits};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
@@ -22,10 +22,11 @@ use crate::{
     config::Config,
     drain::{Drain, Phase},
     enrol::Enrolment,
+    kubernetes::Cluster,
     takeover::{self, SocketName},
 };
 
-use super::{Node, enrolment::EnrolmentService, http, inspect::InspectService};
+use super::{Node, cni::CniService, enrolment::EnrolmentService, http, inspect::InspectService};
 
 /// Why the agent cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,15 @@ pub struct Sockets {
     operators: TcpListener,
     /// Some of those on the node are the very sockets of the agent before.
     pub shares_pages: bool,
+}
+
+/// Who answers runtimes.
+#[derive(Debug)]
+pub struct Runtimes {
+    /// Those that enrol by themselves.
+    pub enrolment: Enrolment,
+    /// The CNI plug-in; none without --kubernetes.
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 /// When which of them is served no more.
@@ -151,7 +161,7 @@ fn listen(handed: Option<OwnedFd>, address: SocketAddr) -> Result<(TcpListener, 
 }
 
 /// Serves them until their ends, or the agent's; answers where successors ask.
-pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Drain, ends: &Ends) -> UnixListener {
+pub fn serve(sockets: Sockets, node: Arc<Node>, runtimes: Runtimes, drain: &Drain, ends: &Ends) -> UnixListener {
     let closing = ends.admin.clone();
     let listeners = &node.telemetry.listeners;
     let connections = connections(sockets.admin, listeners.admin.clone());
@@ -169,7 +179,8 @@ pub fn serve(sockets: Sockets, node: Arc<Node>, enrolment: Enrolment, drain: &Dr
         .http2_max_local_error_reset_streams(Some(limits::FAULTS))
         .http2_keepalive_interval(Some(limits::PING_INTERVAL))
         .http2_keepalive_timeout(Some(limits::PING_TIMEOUT))
-        .add_service(EnrolmentServer::new(EnrolmentService::new(enrolment, drain.clone())))
+        .add_service(EnrolmentServer::new(EnrolmentService::new(runtimes.enrolment, drain.clone())))
+        .add_service(CniServer::new(CniService::new(runtimes.cluster)))
         .add_service(InspectServer::new(InspectService::new(node)))
         .serve_with_incoming_shutdown(connections, async move {
             closing.reached(Phase::Closing).await;

@@ -28,9 +28,9 @@ pub(super) fn workloads(node: &Node) -> Vec<WorkloadRow> {
 
 fn workload_row(node: &Node, workload: &Workload, is_enrolled: bool) -> WorkloadRow {
     let state = match is_enrolled {
-        true => "enrolled",
-        false if workload.node == node.config.node => "not enrolled",
-        false => "remote",
+        true => "enrolled".to_owned(),
+        false if workload.node == node.config.node => not_enrolled(node, workload),
+        false => "remote".to_owned(),
     };
     WorkloadRow {
         uid: workload.uid.to_string(),
@@ -43,10 +43,18 @@ fn workload_row(node: &Node, workload: &Workload, is_enrolled: bool) -> Workload
             Protocol::Hbone => "HBONE".into(),
             Protocol::Plaintext => "TCP".into(),
         },
-        state: state.into(),
+        state,
         healthy: workload.is_healthy,
         services: workload.services.keys().map(|name| format!("{}/{}", name.namespace, name.hostname)).collect(),
         policies: workload.policies.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn not_enrolled(node: &Node, workload: &Workload) -> String {
+    let name = (workload.namespace.to_string(), workload.name.to_string());
+    match node.outside.load().get(&name) {
+        Some(reason) => format!("not enrolled: {reason}"),
+        None => "not enrolled".to_owned(),
     }
 }
 

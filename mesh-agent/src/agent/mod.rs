@@ -8,6 +8,7 @@
 //! taken over: nothing that outlives the process is touched any more -> as above, under the programs of the next
 //! ```
 
+mod kubernetes;
 mod precheck;
 mod running;
 mod shared;
@@ -24,11 +25,13 @@ use tokio::{
 
 use crate::{
     admin::{self, LogControl},
-    certificates::{Vault, VaultError},
+    certificates::VaultError,
+    cni::{self, InstallerError},
     config::{AfterTakeOver, Config, DetachArguments},
     drain::{self, Phase},
     enrol,
-    kernel::{self, Kernel, KernelError},
+    kernel::{self, KernelError},
+    kubernetes::ApiError,
     path::{WorkerError, WorkerHandle},
     privileges::{self, PrivilegeError},
     takeover::{InCharge, Lock, LockError, TakeOverError},
@@ -74,6 +77,12 @@ pub enum AgentError {
     /// The data path's threads.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The API server's credentials.
+    #[error(transparent)]
+    Kubernetes(#[from] ApiError),
+    /// The CNI plug-in.
+    #[error("the CNI plug-in: {0}")]
+    Cni(#[from] InstallerError),
     /// A part that runs as long as the agent is gone.
     #[error("{0}, and the agent does not work without it: see the line above; it ends in order, to be started again")]
     Broken(#[from] drain::Panicked),
@@ -112,6 +121,7 @@ impl Agent {
         let limit = enrol::raise_limit()?;
         privileges::shed()?;
         let system = |action| move |source| AgentError::System { action, source };
+        enrol::open_settings().map_err(system("make /proc/sys writable, for settings of pods' network namespaces"))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -151,16 +161,42 @@ impl Agent {
     /// Lets connections end; steering stays in force and refuses until the next agent.
     async fn stop(&self, running: Running, groups: &Groups) {
         tracing::info!(pods = running.node.pods.load().by_uid.len(), "agent stops");
-        drop(running.incumbent);
+        let Running { node, incumbent, lock, on_kubernetes, .. } = running;
+        let leaving = match &on_kubernetes {
+            Some(there) if there.cluster.is_removed().await => Some(there),
+            _ => None,
+        };
+        drop(incumbent);
+        if let Some(there) = leaving {
+            there.leave().await;
+        }
         groups.drain.advance(Phase::Draining);
-        finish(self.drain(&running.node.workers)).await;
+        finish(self.drain(&node.workers)).await;
         groups.drain.advance(Phase::Closing);
-        tracing::info!("steering stays in force and refuses until the next agent");
+        match leaving {
+            None => tracing::info!("steering stays in force and refuses until the next agent"),
+            Some(_) => self.leave_nothing(groups).await,
+        }
+        drop(lock);
+    }
+
+    /// As `mesh-agent detach`, and the View on disk.
+    async fn leave_nothing(&self, groups: &Groups) {
+        // Nothing is written any more.
+        groups.close();
+        groups.owned.joined().await;
+        groups.drain.joined().await;
+        let removed = kubernetes::remove_all(&self.config.kernel.bpffs, &self.config.run_dir);
+        let view = std::fs::remove_file(self.config.cached_view());
+        match removed {
+            Ok(()) => tracing::info!(view = view.is_ok(), "detached: nothing of the mesh is left on this node"),
+            Err(error) => tracing::error!(%error, "something of the mesh is left on this node: mesh-agent detach"),
+        }
     }
 
     /// Another agent is in charge: first nothing that outlives this process is touched any more, then it hears so.
     async fn let_go(&self, running: Running, groups: &Groups, mut next: InCharge) {
-        let Running { node, incumbent, lock, predecessors } = running;
+        let Running { node, incumbent, lock, predecessors, .. } = running;
         groups.owned.advance(Phase::Closing);
         groups.owned.joined().await;
         groups.ends.admin.advance(Phase::Closing);
@@ -235,9 +271,10 @@ fn hide_memory() -> Result<(), AgentError> {
 /// An agent still runs, or something could not be removed.
 pub fn detach(arguments: &DetachArguments) -> Result<(), AgentError> {
     let _lock = Lock::take(&arguments.run_dir)?;
-    Kernel::detach(&arguments.bpffs)?;
-    enrol::forget_all(&arguments.run_dir.join("pods.json"))?;
-    Vault::empty(&arguments.run_dir)?;
+    if let (Some(conf_dir), Some(bin_dir)) = (&arguments.cni_conf_dir, &arguments.cni_bin_dir) {
+        cni::remove(conf_dir, bin_dir)?;
+    }
+    kubernetes::remove_all(&arguments.bpffs, &arguments.run_dir)?;
     let (bpffs, run_dir) = (arguments.bpffs.display(), arguments.run_dir.display());
     println!("detached: no program, map or pin is left in {bpffs}, no pod and no key in {run_dir}; the node now:");
     for fact in kernel::precheck(&arguments.cgroup_root, &arguments.bpffs) {

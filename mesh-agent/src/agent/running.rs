@@ -11,6 +11,8 @@ use crate::{
     takeover::{Incumbent, Lock, Predecessors},
 };
 
+use super::kubernetes::OnKubernetes;
+
 /// An agent that is in charge.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -18,6 +20,7 @@ pub(super) struct Running {
     pub(super) incumbent: Incumbent,
     pub(super) lock: Lock,
     pub(super) predecessors: Predecessors,
+    pub(super) on_kubernetes: Option<OnKubernetes>,
 }
 
 /// Tasks by when they end.

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 use tokio::sync::watch;
 
 use crate::{
-    admin::{self, Node, Sockets},
+    admin::{self, Node, Runtimes, Sockets},
     cache::{self, Owner, Saver, SharedResources},
     certificates::{Feeds, Keeper, Vault},
     control::{Client, Line, Published, SharedControlStatus, TrustReporter},
@@ -19,7 +19,9 @@ use crate::{
 };
 
 use super::{
-    Agent, AgentError, precheck,
+    Agent, AgentError,
+    kubernetes::{OnKubernetes, Outfit},
+    precheck,
     running::{Groups, Running},
     shared::Shared,
 };
@@ -70,6 +72,7 @@ impl Agent {
     /// Takes charge, from nobody or from the agent that runs.
     pub(super) async fn start(&self, groups: &Groups) -> Result<Running, AgentError> {
         let begun = Instant::now();
+        let outfit = Outfit::of(&self.config).await?;
         let mut standing = match takeover::begin(&self.config.run_dir, &About::of(&self.config)).await? {
             Beginning::Alone(lock) => Standing::Alone(lock),
             Beginning::Beside(candidate) => {
@@ -83,7 +86,7 @@ impl Agent {
             Err(error) => return Err(give_up(standing, error).await),
         };
         let served = pods.registry.served();
-        let running = self.run_all(prepared, pods, lock, groups).await?;
+        let running = self.run_all(prepared, pods, lock, outfit, groups).await?;
         tracing::info!(pods = served, took_ms = begun.elapsed().as_millis() as u64, "in charge");
         Ok(running)
     }
@@ -196,6 +199,7 @@ impl Agent {
         prepared: Prepared,
         pods: Pods,
         lock: Lock,
+        outfit: Option<Outfit>,
         groups: &Groups,
     ) -> Result<Running, AgentError> {
         let Pods { mut registry, enrolment, steering } = pods;
@@ -205,6 +209,8 @@ impl Agent {
         let Prepared { shared, workers, vault, saver, control, line, sockets, .. } = prepared;
         let view_changes = shared.view_changes.subscribe();
         let feeds = Feeds { control: control.clone(), line, wanted: wanted_changes, view_changes };
+        let pod_changes = shared.pod_changes.subscribe();
+        let on_kubernetes = outfit.map(|outfit| outfit.start(&self.config, enrolment.clone(), pod_changes, groups));
         let keeper = Keeper::new((shared.wallet.clone(), shared.wallet_changes.clone()), vault, feeds);
         let node = Arc::new(Node {
             config: self.config.clone(),
@@ -221,6 +227,8 @@ impl Agent {
             telemetry: shared.telemetry.clone(),
             log: self.log.clone(),
             drain: drain.clone(),
+            outside: on_kubernetes.as_ref().map(OnKubernetes::outside).unwrap_or_default(),
+            installer: on_kubernetes.as_ref().and_then(|there| there.installer.clone()),
         });
         groups.spawn(drain, shared.join_changes());
         groups.spawn(owned, shared.confirm_identities(wanted));
@@ -234,10 +242,12 @@ impl Agent {
         let closing = owned.clone();
         owned.spawn(records.run(async move { closing.reached(Phase::Closing).await }));
         owned.spawn(saver.run(groups.ending()));
-        let listener = admin::serve(sockets, node.clone(), enrolment, drain, &groups.ends);
+        let runtimes = Runtimes { enrolment, cluster: on_kubernetes.as_ref().map(|there| there.cluster.clone()) };
+        let listener = admin::serve(sockets, node.clone(), runtimes, drain, &groups.ends);
         // The View may be older than those who follow it.
         shared.changes.send_modify(|generation| *generation += 1);
-        Ok(Running { node, incumbent: Incumbent::new(listener, holdings), lock, predecessors: shared.predecessors })
+        let incumbent = Incumbent::new(listener, holdings);
+        Ok(Running { node, incumbent, lock, predecessors: shared.predecessors, on_kubernetes })
     }
 
     fn holdings(&self, prepared: &Prepared, enrolment: Enrolment) -> Result<Holdings, AgentError> {

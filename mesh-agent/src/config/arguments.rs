@@ -32,12 +32,17 @@ pub struct RunArguments {
     /// Name of this node, as the control daemon knows it.
     #[arg(long)]
     pub node: String,
-    /// The cgroup (v2) above all pods of the node and the agent, below the mount of cgroup2; hooks are attached there.
+    /// The cgroup (v2) above all pods of the node and the agent, below the mount of cgroup2; hooks are attached there. Default
+    /// with --kubernetes: the root of the node's hierarchy, wherever it is mounted.
     #[arg(long)]
-    pub cgroup_root: PathBuf,
-    /// Mount point of a bpffs of the agent's own; mounted when it is not.
+    pub cgroup_root: Option<PathBuf>,
+    /// Directory of the agent's own on a bpffs; one is mounted there when it is on none.
     #[arg(long)]
     pub bpffs: PathBuf,
+    /// The network namespace of the node itself, whose sockets the kubelet's probes come from. Default: the agent's own; with
+    /// --kubernetes /proc/1/ns/net, for which the agent's pod has hostPID.
+    #[arg(long, value_name = "FILE")]
+    pub node_network_namespace: Option<PathBuf>,
     /// Directory of the admin socket and of what outlives a restart; on a tmpfs, because keys are below it.
     #[arg(long)]
     pub run_dir: PathBuf,
@@ -87,9 +92,40 @@ pub struct RunArguments {
     /// supervisor would start again what exits (the kubelet).
     #[arg(long, value_enum, default_value_t = AfterTakeOver::Exit)]
     pub after_take_over: AfterTakeOver,
+    /// Enrolment on Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArguments,
     /// Sizes of the kernel's maps.
     #[command(flatten)]
     pub maps: MapArguments,
+}
+
+/// Enrolment on Kubernetes.
+#[derive(Debug, Args)]
+pub struct KubernetesArguments {
+    /// Enrol and withdraw this node's pods by what the API server says of them: --node is the name of the Node.
+    #[arg(long)]
+    pub kubernetes: bool,
+    /// Credentials and address of the API server, for an agent that is no pod of the cluster.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The agent's own DaemonSet. When it is gone or being deleted at SIGTERM, the agent detaches from the node.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub daemon_set: Option<String>,
+    /// The node's directory of CNI configurations, /etc/cni/net.d on most: the agent adds its plug-in to the first, keeps it
+    /// there, and takes it out when it detaches.
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The node's directory of CNI programs, /opt/cni/bin on most: the agent installs its plug-in there.
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The plug-in's program, to be installed; default: mesh-cni beside the agent's own program.
+    #[arg(long, value_name = "FILE")]
+    pub cni_plugin: Option<PathBuf>,
+    /// Namespaces whose pods start also while no agent answers, with commas between them. Default: kube-system, and the
+    /// namespace of --daemon-set.
+    #[arg(long, value_name = "NAMESPACES", value_delimiter = ',')]
+    pub cni_exclude_namespaces: Vec<String>,
 }
 
 /// Sizes of the kernel's maps; they hold for maps that this start creates.
@@ -141,6 +177,12 @@ pub struct DetachArguments {
     /// As given to `run`.
     #[arg(long)]
     pub cgroup_root: PathBuf,
+    /// As given to `run`: the CNI plug-in is taken out, too.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// As given to `run`.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
 }
 
 /// What an agent does that another has followed.

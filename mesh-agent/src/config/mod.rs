@@ -2,17 +2,16 @@
 //! environment, and every setting is used.
 
 mod arguments;
+mod cgroup;
+mod kubernetes;
 
 pub use arguments::{
-    AfterTakeOver, CheckArguments, CommandLine, DetachArguments, LogFormat, MapArguments, RunArguments, Verb,
+    AfterTakeOver, CheckArguments, CommandLine, DetachArguments, KubernetesArguments, LogFormat, MapArguments,
+    RunArguments, Verb,
 };
+pub use kubernetes::{CniSettings, KubernetesSettings, PLUGIN};
 
-use std::{
-    net::SocketAddr,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use mesh_common::MAX_WORKERS;
 
@@ -24,8 +23,8 @@ use crate::{
 
 /// Threads beyond this add listeners and memory, and no throughput on the nodes that were measured.
 const DEFAULT_WORKERS: u32 = 4;
-/// Source: Linux, include/uapi/linux/magic.h.
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// The network namespace of the node's first process.
+const OF_NODE: &str = "/proc/1/ns/net";
 
 /// Checked settings.
 #[derive(Debug, Clone)]
@@ -48,6 +47,8 @@ pub struct Config {
     pub drain_time: Duration,
     /// After that, when another agent has taken over.
     pub after_take_over: AfterTakeOver,
+    /// Enrolment by what an API server says; none: by requests only.
+    pub kubernetes: Option<KubernetesSettings>,
 }
 
 /// Addresses of the agent's own listeners on the node.
@@ -74,10 +75,10 @@ impl Config {
     pub fn check(arguments: &RunArguments) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
         let mut note = |name: &str, reason: String| mistakes.push(format!("--{name}: {reason}"));
-        if !is_node_name(&arguments.node) {
+        if !is_subdomain(&arguments.node) {
             note("node", format!("{:?} is not a DNS subdomain", arguments.node));
         }
-        let cgroup_root = take(check_cgroup(&arguments.cgroup_root), "cgroup-root", &mut note);
+        let cgroup_root = take(check_cgroup(arguments), "cgroup-root", &mut note);
         let paths = [("bpffs", &arguments.bpffs), ("run-dir", &arguments.run_dir), ("state-dir", &arguments.state_dir)];
         for (name, path) in paths {
             if !path.is_absolute() {
@@ -91,6 +92,7 @@ impl Config {
         let workers = take(check_workers(arguments.workers), "workers", &mut note);
         let direct_max_age = take(read_duration(&arguments.direct_max_age), "direct-max-age", &mut note);
         let drain_time = take(read_duration(&arguments.drain_time), "drain-time", &mut note);
+        let kubernetes = kubernetes::check(&arguments.kubernetes, &mut note);
         let map_sizes = check_maps(&arguments.maps, &mut note);
         let all = (cgroup_root, metrics, ready, admin, workers, direct_max_age, drain_time);
         let (Some(cgroup_root), Some(metrics), Some(ready), Some(admin), Some(workers), Some(direct), Some(drain)) =
@@ -109,7 +111,7 @@ impl Config {
                 cgroup_root,
                 bpffs: arguments.bpffs.clone(),
                 maps_version: MAPS_VERSION,
-                node_namespace: None,
+                node_namespace: node_namespace(arguments),
                 workers,
                 direct_max_age: direct,
                 map_sizes,
@@ -124,6 +126,7 @@ impl Config {
             access_log: arguments.access_log,
             drain_time: drain,
             after_take_over: arguments.after_take_over,
+            kubernetes,
         })
     }
 
@@ -142,25 +145,30 @@ fn take<T>(checked: Result<T, String>, name: &str, note: &mut impl FnMut(&str, S
     checked.map_err(|reason| note(name, reason)).ok()
 }
 
-fn is_node_name(name: &str) -> bool {
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(is_part)
+/// Source: RFC 1123, section 2.1, as Kubernetes applies it.
+fn is_label(part: &str) -> bool {
+    (1..=63).contains(&part.len())
+        && !part.starts_with('-')
+        && !part.ends_with('-')
+        && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
-fn check_cgroup(path: &Path) -> Result<PathBuf, String> {
-    let resolved = path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?;
-    let directory = std::fs::File::open(&resolved).map_err(|error| format!("{}: {error}", path.display()))?;
-    let file_system = rustix::fs::fstatfs(directory.as_fd()).map_err(|error| error.to_string())?;
-    if file_system.f_type == CGROUP2_MAGIC {
-        Ok(resolved)
-    } else {
-        Err(format!("{} is not in a cgroup v2 hierarchy", path.display()))
+fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+fn check_cgroup(arguments: &RunArguments) -> Result<PathBuf, String> {
+    match &arguments.cgroup_root {
+        Some(path) => cgroup::check(path),
+        None if arguments.kubernetes.kubernetes => cgroup::find(),
+        None => Err("is needed without --kubernetes".into()),
     }
+}
+
+/// A pod of the agent's own is not the node.
+fn node_namespace(arguments: &RunArguments) -> Option<PathBuf> {
+    let of_node = || arguments.kubernetes.kubernetes.then(|| OF_NODE.into());
+    arguments.node_network_namespace.clone().or_else(of_node)
 }
 
 fn check_control(uri: &str) -> Result<(), String> {
@@ -232,6 +240,8 @@ fn check_maps(given: &MapArguments, note: &mut impl FnMut(&str, String)) -> MapS
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use clap::Parser;
 
     use super::*;
@@ -264,7 +274,7 @@ mod tests {
     fn all_mistakes_are_reported_together() {
         let mut wrong = arguments(&["--workers", "99", "--direct-max-age", "60", "--admin-address", "0.0.0.0:15000"]);
         wrong.node = "Node A".into();
-        wrong.cgroup_root = "/proc".into();
+        wrong.cgroup_root = Some("/proc".into());
         wrong.control = "http://10.0.0.1".into();
         wrong.run_dir = "run".into();
         wrong.state_dir = "state".into();

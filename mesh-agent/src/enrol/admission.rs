@@ -30,10 +30,11 @@ use super::{
 /// What each pod's address gets from each worker.
 const KINDS: [Listener; 3] = [Listener::Outbound, Listener::Plaintext, Listener::Hbone];
 
-/// Cookies of the namespaces that no pod of its own can have: the agent's, and the machine's first process's.
-pub(super) fn node_namespaces() -> HashSet<u64> {
-    let of_node = [NetworkNamespace::current(), NetworkNamespace::open(Path::new("/proc/1/ns/net"))];
-    of_node.into_iter().flatten().map(|namespace| namespace.cookie()).collect()
+/// Cookies of the namespaces that no pod of its own can have: the node's, the agent's, and the machine's first process's.
+pub(super) fn node_namespaces(kernel: &Kernel) -> HashSet<u64> {
+    let own = [NetworkNamespace::current(), NetworkNamespace::open(Path::new("/proc/1/ns/net"))];
+    let own = own.into_iter().flatten().map(|namespace| namespace.cookie());
+    own.chain([kernel.node_namespace()]).collect()
 }
 
 /// The same uid a second time: fine when it asks for the same.
@@ -126,11 +127,13 @@ impl Registry {
                 return Err(Conflict::Address { address: *address, uid: uid() }.into());
             }
         }
-        let is_forbidden = self.wiring.view.load().as_ref().is_some_and(|view| !view.mesh.allow_fail_open);
-        if claim.is_fail_open && is_forbidden {
-            return Err(Conflict::FailOpen.into());
-        }
         Ok(())
+    }
+
+    /// Whether the mesh forbids what the pod asks for; without a View nothing is known to be.
+    pub(super) fn check_fail_open(&self, claim: &Claim) -> Result<(), EnrolError> {
+        let is_forbidden = self.wiring.view.load().as_ref().is_some_and(|view| !view.mesh.allow_fail_open);
+        if claim.is_fail_open && is_forbidden { Err(Conflict::FailOpen.into()) } else { Ok(()) }
     }
 
     /// Listeners first, steering last.
@@ -153,7 +156,6 @@ impl Registry {
             network_namespace: namespace,
             cgroup_path: claim.cgroup_path.clone(),
             probe_ports: claim.probe_ports.clone(),
-            is_fail_open: claim.is_fail_open,
         });
         let allows_fail_open = self.wiring.view.load().as_ref().is_some_and(|view| view.mesh.allow_fail_open);
         let is_fail_open = claim.is_fail_open && allows_fail_open;

@@ -5,7 +5,6 @@ use std::{
     collections::HashSet,
     fs,
     net::IpAddr,
-    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -117,13 +116,7 @@ impl Claim {
     /// # Errors
     /// It has gone.
     pub fn cgroup(&self) -> Result<PodCgroup, InvalidField> {
-        let gone = |error: std::io::Error| invalid("cgroup_path", error);
-        let device = fs::metadata(&self.cgroup_path).map_err(gone)?.dev();
-        // Up to the hierarchy's root: the last directory on the same file system.
-        let is_below_root = |path: &&Path| fs::metadata(path).is_ok_and(|metadata| metadata.dev() == device);
-        let level = self.cgroup_path.ancestors().take_while(is_below_root).count() as u32 - 1;
-        let id = fs::metadata(&self.cgroup_path).map_err(gone)?.ino();
-        Ok(PodCgroup { id, level })
+        PodCgroup::find(&self.cgroup_path).map_err(|error| invalid("cgroup_path", crate::control::causes(&error)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Each field of an enrolment, wrong in each way it can be.
 
+use std::os::unix::fs::MetadataExt;
+
 use mesh_api::proto::admin::{EnrolRequest, enrol_request::NetworkNamespace as Source};
 
 use super::*;

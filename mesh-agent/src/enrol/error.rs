@@ -1,6 +1,6 @@
 //! Why a pod is not enrolled or not withdrawn. Each tells the runtime which field or which other pod is in the way.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf};
 
 use crate::{kernel::KernelError, path::WorkerError};
 
@@ -39,6 +39,20 @@ pub enum EnrolError {
     /// There is no such pod: it never was, has died, or is withdrawn already. For a runtime that is as good as done.
     #[error("uid: no pod {0:?} is enrolled; `meshctl pods` lists those that are")]
     Unknown(String),
+    /// A pod that the API server has on this node has no cgroup, or not yet.
+    #[error("no cgroup of pod {uid} is below {}", root.display())]
+    NoCgroup {
+        /// Of the pod.
+        uid: String,
+        /// The agent's cgroup root.
+        root: PathBuf,
+    },
+    /// A pod that is to be enrolled while it runs has no process whose namespace could be entered, or not yet.
+    #[error("no process of pod {uid} runs here")]
+    NoProcess {
+        /// Of the pod.
+        uid: String,
+    },
     /// The agent is about to end.
     #[error("the agent is stopping, or another has taken over: ask again")]
     Stopping,
@@ -126,7 +140,10 @@ impl From<EnrolError> for tonic::Status {
             EnrolError::Field(_) | EnrolError::Listener(_) => Self::invalid_argument(text),
             EnrolError::Conflict(Conflict::NodeNamespace | Conflict::FailOpen) => Self::invalid_argument(text),
             EnrolError::Conflict(_) => Self::already_exists(text),
-            EnrolError::Namespace(_) | EnrolError::Dead(_) => Self::failed_precondition(text),
+            EnrolError::Namespace(_)
+            | EnrolError::Dead(_)
+            | EnrolError::NoCgroup { .. }
+            | EnrolError::NoProcess { .. } => Self::failed_precondition(text),
             EnrolError::Descriptors(_) => Self::resource_exhausted(text),
             EnrolError::Node(_) => Self::internal(text),
             EnrolError::Unknown(_) => Self::not_found(text),

@@ -13,6 +13,8 @@ mod record;
 mod recovery;
 mod registry;
 mod requests;
+#[cfg(test)]
+mod scripted;
 mod sysctl;
 mod wakeups;
 
@@ -26,8 +28,11 @@ pub use pulse::Death;
 pub(crate) use record::Record;
 pub use record::{RecordError, forget_all};
 pub use registry::{Registry, RegistrySettings, Wiring};
-pub use requests::Enrolment;
-pub use sysctl::SysctlError;
+pub use requests::{Enrolment, FailOpen};
+#[cfg(test)]
+pub(crate) use scripted::Script;
+pub use sysctl::{SysctlError, open_settings};
+pub(crate) use wakeups::Wakeups;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -64,8 +69,6 @@ pub struct Pod {
     pub cgroup_path: std::path::PathBuf,
     /// Ports that the kubelet probes.
     pub probe_ports: Vec<u16>,
-    /// Whether it asks to leave fail-closed; in force only where the mesh allows it.
-    pub is_fail_open: bool,
 }
 
 /// All enrolled pods; immutable, swapped on every change.

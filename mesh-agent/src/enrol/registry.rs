@@ -33,7 +33,7 @@ use super::{
     pulse::{Death, Pulse},
     record::{PodRecord, Record},
     recovery::Failed,
-    requests::Request,
+    requests::{FailOpen, Request},
     sysctl::SavedSysctls,
     wakeups::Wakeups,
 };
@@ -132,7 +132,7 @@ impl Registry {
         let record = Record::load(&settings.record)?;
         let wakeups = Wakeups::new().map_err(NodeError::Wakeups)?;
         let mut registry = Self {
-            node_namespaces: super::admission::node_namespaces(),
+            node_namespaces: super::admission::node_namespaces(&wiring.kernel),
             settings,
             wiring,
             enrolled: HashMap::new(),
@@ -189,7 +189,8 @@ impl Registry {
     async fn answer(&mut self, request: Request) {
         // Whoever asked may have gone; what was done stays done.
         match request {
-            Request::Enrol(request, answer) => drop(answer.send(self.enrol(&request).await)),
+            Request::Enrol(request, fail_open, answer) => drop(answer.send(self.enrol(&request, fail_open).await)),
+            Request::SetFailOpen(uid, asks, answer) => drop(answer.send(self.set_fail_open(&uid, asks))),
             Request::Withdraw(uid, answer) => drop(answer.send(self.withdraw(&uid).await)),
             Request::List(answer) => drop(answer.send((self.list(), self.events.subscribe()))),
             // Ends the registry: seen to in `run`.
@@ -197,7 +198,7 @@ impl Registry {
         }
     }
 
-    async fn enrol(&mut self, request: &EnrolRequest) -> Result<(), EnrolError> {
+    async fn enrol(&mut self, request: &EnrolRequest, fail_open: FailOpen) -> Result<(), EnrolError> {
         let claim = Claim::read(request, &self.settings.cgroup_root)?;
         // Who died a moment ago must not be in the way.
         self.bury().await;
@@ -207,6 +208,9 @@ impl Registry {
         if let Some(failed) = self.failed.get(claim.uid.as_str()) {
             super::admission::same_again(&failed.record.claim, &claim)?;
             return self.retry(claim.uid.as_str()).await;
+        }
+        if fail_open == FailOpen::OrRefuse {
+            self.check_fail_open(&claim)?;
         }
         let uid = self.admit(claim).await?;
         if let Err(error) = self.store_record() {
@@ -218,6 +222,16 @@ impl Registry {
         self.tell(Kind::Enrolled, self.describe(enrolled));
         self.follow_view();
         Ok(())
+    }
+
+    fn set_fail_open(&mut self, uid: &str, asks: bool) -> Result<(), EnrolError> {
+        let enrolled = self.enrolled.get_mut(uid).ok_or_else(|| EnrolError::Unknown(uid.to_owned()))?;
+        if std::mem::replace(&mut enrolled.claim.is_fail_open, asks) == asks {
+            return Ok(());
+        }
+        self.follow_view();
+        self.tell(Kind::Changed, self.describe(&self.enrolled[uid]));
+        Ok(self.store_record().map_err(NodeError::Record)?)
     }
 
     async fn withdraw(&mut self, uid: &str) -> Result<(), EnrolError> {
@@ -291,7 +305,7 @@ impl Registry {
                 changed.push(enrolled.pod.uid.clone());
             }
             close_older(&view, enrolled);
-            let is_fail_open = enrolled.pod.is_fail_open && view.mesh.allow_fail_open;
+            let is_fail_open = enrolled.claim.is_fail_open && view.mesh.allow_fail_open;
             if is_fail_open != enrolled.is_fail_open {
                 enrolled.is_fail_open = is_fail_open;
                 let class = classes.get(&enrolled.pod.id).copied().unwrap_or_default();

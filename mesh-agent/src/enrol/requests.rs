@@ -13,10 +13,20 @@ const QUEUE: usize = 64;
 /// One request and where its answer goes.
 #[derive(Debug)]
 pub(super) enum Request {
-    Enrol(Box<EnrolRequest>, oneshot::Sender<Result<(), EnrolError>>),
+    Enrol(Box<EnrolRequest>, FailOpen, oneshot::Sender<Result<(), EnrolError>>),
+    SetFailOpen(String, bool, oneshot::Sender<Result<(), EnrolError>>),
     Withdraw(String, oneshot::Sender<Result<(), EnrolError>>),
     List(oneshot::Sender<(Vec<PodMessage>, broadcast::Receiver<PodEvent>)>),
     HandOver(oneshot::Sender<Result<Handed, WorkerError>>, oneshot::Receiver<()>),
+}
+
+/// What becomes of a pod that asks to leave fail-closed in a mesh that does not allow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailOpen {
+    /// It is not enrolled: who asks can ask for something else.
+    OrRefuse,
+    /// It is enrolled and fails closed, until the mesh allows it: without enrolment all of it would be in the clear.
+    WhereAllowed,
 }
 
 /// Asks the registry; cheap to clone.
@@ -34,8 +44,16 @@ impl Enrolment {
     ///
     /// # Errors
     /// See [`EnrolError`]: the caller's, but for [`EnrolError::Node`].
-    pub async fn enrol(&self, request: EnrolRequest) -> Result<(), EnrolError> {
-        self.ask(|answer| Request::Enrol(Box::new(request), answer)).await?
+    pub async fn enrol(&self, request: EnrolRequest, fail_open: FailOpen) -> Result<(), EnrolError> {
+        self.ask(|answer| Request::Enrol(Box::new(request), fail_open, answer)).await?
+    }
+
+    /// Whether an enrolled pod asks to leave fail-closed has changed; no error when it has not.
+    ///
+    /// # Errors
+    /// It is not enrolled, or the record cannot be written.
+    pub async fn set_fail_open(&self, uid: String, asks: bool) -> Result<(), EnrolError> {
+        self.ask(|answer| Request::SetFailOpen(uid, asks, answer)).await?
     }
 
     /// Withdraws a pod; answers when all its sockets are closed and steering is off. No error when it is not enrolled.

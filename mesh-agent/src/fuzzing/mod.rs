@@ -2,6 +2,7 @@
 //! what has to hold whatever the bytes are, and answers whether they were good to the end. Only calls; in no release.
 
 mod certificates;
+mod cni;
 mod enrolment;
 mod hbone;
 mod records;
@@ -12,6 +13,7 @@ mod seeds;
 mod tests;
 
 pub use certificates::certificates;
+pub use cni::cni_list;
 pub use enrolment::{enrol_request, pods_file};
 pub use hbone::{hbone_request, hbone_tunnel};
 pub use records::kernel_records;
@@ -21,9 +23,10 @@ pub use resources::{cached_view, resources};
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets, by the name that `cargo xtask fuzz` knows.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("cached_view", cached_view),
     ("certificates", certificates),
+    ("cni_list", cni_list),
     ("enrol_request", enrol_request),
     ("hbone_request", hbone_request),
     ("hbone_tunnel", hbone_tunnel),

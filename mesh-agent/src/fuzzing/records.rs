@@ -62,7 +62,6 @@ fn table() -> PodTable {
             network_namespace: NetworkNamespace::current().expect("/proc is there"),
             cgroup_path: "/".into(),
             probe_ports: Vec::new(),
-            is_fail_open: false,
         });
         table.by_address.insert(address.into(), pod.clone());
         table.by_uid.insert(pod.uid.clone(), pod);

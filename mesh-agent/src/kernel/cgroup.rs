@@ -20,34 +20,35 @@ const PODS: &str = "kubepods";
 pub struct PodCgroup {
     /// Its id.
     pub id: u64,
-    /// Its depth: 0 is the root of the hierarchy.
+    /// Its depth: 0 is the root of the hierarchy, or what this process sees as such.
     pub level: u32,
+    /// Above that there is more, which this process does not see: a node that is itself a container.
+    pub is_below_more: bool,
 }
 
 impl PodCgroup {
     /// Finds the cgroup of a directory.
     ///
     /// # Errors
-    /// The directory is not there, is no cgroup v2, or the hierarchy's root cannot be reached from it (a container that sees
-    /// only a part of the hierarchy).
+    /// The directory is not there, or is no cgroup v2.
     pub fn find(path: &Path) -> Result<Self, KernelError> {
         let failed = |source| KernelError::system(format!("looking at cgroup {}", path.display()), source);
-        let wrong = |reason| KernelError::Path { path: path.to_owned(), reason };
         let path = fs::canonicalize(path).map_err(failed)?;
         if rustix::fs::statfs(&path).map_err(|source| failed(source.into()))?.f_type.cast_unsigned() != CGROUP2_MAGIC {
-            return Err(wrong("is not a cgroup v2"));
+            return Err(KernelError::Path { path, reason: "is not a cgroup v2" });
         }
         let own = fs::metadata(&path).map_err(failed)?;
-        for (directory, level) in path.ancestors().zip(0..) {
-            let ancestor = fs::metadata(directory).map_err(failed)?;
-            if ancestor.dev() != own.dev() {
-                break;
-            }
-            if ancestor.ino() == ROOT_ID {
-                return Ok(Self { id: own.ino(), level });
-            }
-        }
-        Err(wrong("is not below the root of the cgroup hierarchy as this process sees it"))
+        let above = path.ancestors().map_while(|directory| {
+            fs::metadata(directory).ok().filter(|ancestor| ancestor.dev() == own.dev()).map(|ancestor| ancestor.ino())
+        });
+        let ids: Vec<u64> = above.collect();
+        Ok(Self { id: own.ino(), level: ids.len() as u32 - 1, is_below_more: ids.last() != Some(&ROOT_ID) })
+    }
+
+    /// Bits of the levels at which the hooks may meet it. Where the root is not seen, it is that level or any deeper.
+    pub(super) fn levels(self) -> u32 {
+        let all = u32::MAX.checked_shl(self.level).unwrap_or(0);
+        if self.is_below_more { all } else { all & 1_u32.checked_shl(self.level).unwrap_or(0) }
     }
 }
 

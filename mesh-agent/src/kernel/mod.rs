@@ -189,6 +189,11 @@ impl Kernel {
         })
     }
 
+    /// Cookie of the node's own network namespace.
+    pub fn node_namespace(&self) -> u64 {
+        self.settings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).node_namespace
+    }
+
     /// Removes every link and map of the node (connect hooks first) and unmounts `bpffs`, if an agent mounted it: plain
     /// networking is back when this returns. Needs no running agent and is no error when nothing is there.
     ///

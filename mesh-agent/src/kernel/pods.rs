@@ -190,7 +190,7 @@ impl Kernel {
         for (cgroup, pod) in marks {
             let mark = CgroupMark { pod: *pod, level: cgroup.level };
             self.maps.cgroups.set(&cgroup.id, &mark, sys::ANY).map_err(writing("CGROUPS"))?;
-            settings.cgroup_levels |= 1_u32.checked_shl(cgroup.level).unwrap_or(0);
+            settings.cgroup_levels |= cgroup.levels();
         }
         if !self.is_attached() {
             return Ok(());

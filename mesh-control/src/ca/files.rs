@@ -8,7 +8,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -203,7 +203,14 @@ fn generate_unless_there(state: &Path) -> Result<(), FilesError> {
 fn check_mode(path: &Path) -> Result<(), FilesError> {
     let metadata = fs::metadata(path).map_err(|source| FilesError::File { path: path.to_owned(), source })?;
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(()) } else { Err(FilesError::Exposed { path: path.to_owned(), mode }) }
+    let is_good = mode & 0o077 == 0 || is_for_our_group(mode, metadata.uid(), rustix::process::geteuid().as_raw());
+    if is_good { Ok(()) } else { Err(FilesError::Exposed { path: path.to_owned(), mode }) }
+}
+
+/// A mounted Secret that a user who is not root may read: root's own file, which fsGroup has given to the pod's group to read
+/// and nobody else. There is no other way in Kubernetes.
+fn is_for_our_group(mode: u32, owner: u32, us: u32) -> bool {
+    us != 0 && owner == 0 && mode & 0o037 == 0
 }
 
 /// A certificate, both as it was written and as it is compared.
@@ -343,4 +350,18 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), FilesError> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&beside, path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_for_our_group;
+
+    #[test]
+    fn a_key_that_root_gave_to_our_group_alone_is_taken() {
+        assert!(is_for_our_group(0o440, 0, 65_532));
+        // We are root ourselves; it is ours to close; others may read or the group may write.
+        for (mode, owner, us) in [(0o440, 0, 0), (0o440, 65_532, 65_532), (0o444, 0, 65_532), (0o460, 0, 65_532)] {
+            assert!(!is_for_our_group(mode, owner, us), "{mode:o} {owner} {us}");
+        }
+    }
 }

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_api::proto::workload::{Locality, NetworkMode, TunnelProtocol, Workload, WorkloadStatus, WorkloadType};
+use mesh_api::{
+    membership::{DATAPLANE_MODE, is_member},
+    proto::workload::{Locality, NetworkMode, TunnelProtocol, Workload, WorkloadStatus, WorkloadType},
+};
 
 use super::{CLUSTER, Mesh, bytes, peers::Peers, policies, selects};
 use crate::objects::{
@@ -15,8 +18,6 @@ use crate::objects::{
     pod::Pod,
 };
 
-/// Label that enrols a namespace or a workload (`ambient`), or keeps one out (`none`).
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Annotation of a WorkloadEntry: the node whose agent serves it. Only that agent gets certificates for it.
 const NODE: &str = "mesh.dev/node";
 
@@ -143,7 +144,7 @@ fn policy_names(mesh: &Mesh<'_>, peers: &Peers<'_>, namespace: &str, labels: &BT
 fn pod_workload(mesh: &Mesh<'_>, pod: &Arc<Pod>) -> Workload {
     let metadata = &pod.metadata;
     let is_healthy = pod.is_ready && !metadata.is_deleting;
-    let is_enrolled = !pod.is_host_network && is_enrolled(mesh, &metadata.namespace, &metadata.labels);
+    let is_enrolled = is_enrolled(mesh, &metadata.namespace, &metadata.labels, pod.is_host_network);
     let (kind, name) = controller(metadata);
     let workload = Workload {
         uid: format!("{CLUSTER}//Pod/{}/{}", metadata.namespace, metadata.name),
@@ -171,7 +172,7 @@ fn entry_workload(mesh: &Mesh<'_>, entry: &WorkloadEntry, labels: &BTreeMap<Stri
     let node = metadata.annotations.get(NODE).cloned().unwrap_or_default();
     // Without a node nobody terminates its tunnel, and without an account it has no identity to prove.
     let has_agent = !node.is_empty() && !entry.workload.service_account.is_empty();
-    let is_enrolled = has_agent && is_enrolled(mesh, &metadata.namespace, labels);
+    let is_enrolled = has_agent && is_enrolled(mesh, &metadata.namespace, labels, false);
     Workload {
         uid: format!("{CLUSTER}/networking.istio.io/WorkloadEntry/{}/{}", metadata.namespace, metadata.name),
         tunnel_protocol: if is_enrolled { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
@@ -224,11 +225,11 @@ pub fn named(
     }
 }
 
-/// The workload's own label decides; without one, its namespace's.
-fn is_enrolled(mesh: &Mesh<'_>, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+/// By the workload's label and its namespace's, as the agents decide too.
+fn is_enrolled(mesh: &Mesh<'_>, namespace: &str, labels: &BTreeMap<String, String>, is_host_network: bool) -> bool {
     let home = mesh.objects.namespaces.get(namespace);
-    let inherited = || home.and_then(|namespace| namespace.metadata.label(DATAPLANE_MODE));
-    labels.get(DATAPLANE_MODE).map(String::as_str).or_else(inherited) == Some("ambient")
+    let inherited = home.and_then(|namespace| namespace.metadata.label(DATAPLANE_MODE));
+    is_member(labels.get(DATAPLANE_MODE).map(String::as_str), inherited, is_host_network)
 }
 
 /// Kind and name of what made the pod, as Istio's telemetry shows them: the Deployment rather than its ReplicaSet.

@@ -12,7 +12,7 @@ pub const WORKLOADS: &[Column<WorkloadRow>] = &[
     always("ADDRESS", "addresses", "its addresses", |r| list(&r.addresses)),
     always("NODE", "node", "node it runs on", |r| Cell::text(&r.node)),
     always("PROTOCOL", "protocol", "HBONE (mutual TLS) or TCP (in the clear)", |r| Cell::text(&r.protocol)),
-    always("STATE", "state", "enrolled, pending, remote, not enrolled", |r| Cell::text(&r.state)),
+    always("STATE", "state", "enrolled, pending, remote, not enrolled (and why)", |r| Cell::text(&r.state)),
     always("HEALTHY", "healthy", "gets new connections through its services", |r| Cell::Flag(r.healthy)),
     wide("IDENTITY", "identity", "SPIFFE name its certificate proves", |r| Cell::text(&r.identity)),
     wide("SERVICES", "services", "services it is an endpoint of", |r| list(&r.services)),

@@ -150,7 +150,7 @@ fn root() -> &'static Path {
 
 /// The definitions of Istio's kinds, for tests, and of the mesh's own.
 pub fn definitions() -> String {
-    let files = ["tests/cluster/manifests/istio-crds.yaml", "deploy/crds/meshconfigs.yaml"];
+    let files = ["tests/cluster/manifests/istio-crds.yaml", "deploy/helm/files/crds/meshconfigs.mesh.dev.yaml"];
     let text = |file| std::fs::read_to_string(root().join(file)).expect("a file of the workspace");
     files.map(text).join("\n---\n")
 }
