@@ -7,10 +7,12 @@
 use std::{fs, io};
 
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
+use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{KernelError, NetworkNamespace};
 
+const SETTINGS: &str = "/proc/sys";
 const TW_REUSE: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
@@ -85,7 +87,20 @@ fn read(file: &'static str) -> Result<String, SysctlError> {
 
 fn write(file: &'static str, value: &str) -> Result<(), SysctlError> {
     // An empty list is written as a line: a write of no bytes changes nothing.
-    fs::write(file, format!("{value}\n")).map_err(|source| SysctlError::File { action: "write", file, source })
+    let line = format!("{value}\n");
+    let written = match fs::write(file, &line) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            make_writable().and_then(|()| fs::write(file, &line))
+        }
+        written => written,
+    };
+    written.map_err(|source| SysctlError::File { action: "write", file, source })
+}
+
+/// Runtimes mount a container's settings read-only, unless it is given everything there is. Only the agent's own mount changes.
+fn make_writable() -> io::Result<()> {
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(rustix::mount::mount_remount(SETTINGS, flags, c"")?)
 }
 
 #[cfg(test)]
