@@ -30,14 +30,14 @@ struct Scripted {
 
 impl Scripted {
     fn answer(&self, question: String) -> Result<(), Status> {
-        self.asked.lock().unwrap().push(question);
-        let mut answers = self.answers.lock().unwrap();
-        if answers.len() > 1 { answers.pop().unwrap() } else { answers[0].clone() }
+        self.asked.lock().expect("no test panics while it holds this").push(question);
+        let mut answers = self.answers.lock().expect("no test panics while it holds this");
+        if answers.len() > 1 { answers.pop().expect("more than one") } else { answers[0].clone() }
     }
 }
 
 fn shown(verb: &str, sandbox: Option<Sandbox>, addresses: &[String]) -> String {
-    let Sandbox { container_id, network_namespace_path, namespace, name, uid } = sandbox.unwrap();
+    let Sandbox { container_id, network_namespace_path, namespace, name, uid } = sandbox.expect("a sandbox");
     format!("{verb} {container_id} {network_namespace_path} {namespace}/{name} {uid} {}", addresses.join(","))
 }
 
@@ -82,21 +82,21 @@ impl Agent {
 
     /// Until the process ends.
     fn serve(&self) {
-        let listener = std::os::unix::net::UnixListener::bind(&self.socket).unwrap();
-        listener.set_nonblocking(true).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&self.socket).expect("a socket of the test's own");
+        listener.set_nonblocking(true).expect("a listener");
         let script = self.script.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                let listener = tokio::net::UnixListener::from_std(listener).expect("a listener");
                 let server = tonic::transport::Server::builder().add_service(cni_server::CniServer::new(script));
-                server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+                server.serve_with_incoming(UnixListenerStream::new(listener)).await.expect("it serves");
             });
         });
     }
 
     fn asked(&self) -> Vec<String> {
-        self.script.asked.lock().unwrap().clone()
+        self.script.asked.lock().expect("no test panics while it holds this").clone()
     }
 
     fn call(&self, command: &str, namespace: &str, version: &str) -> Said {
@@ -122,12 +122,12 @@ impl Agent {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(configuration.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
+            .expect("it starts");
+        child.stdin.take().expect("a pipe").write_all(configuration.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("it ends");
         Said {
             is_success: output.status.success(),
-            text: String::from_utf8(output.stdout).unwrap(),
+            text: String::from_utf8(output.stdout).expect("text"),
             took: begun.elapsed(),
         }
     }
@@ -162,7 +162,7 @@ impl Said {
         assert!(!self.is_success, "{self:?}");
         let value = self.value();
         assert_eq!(value["code"], code, "{value}");
-        value["msg"].as_str().unwrap().to_owned()
+        value["msg"].as_str().expect("a message").to_owned()
     }
 }
 

@@ -16,6 +16,7 @@ const CRATES: &[&str] = &[
     "mesh-api",
     "mesh-listen",
     "mesh-agent",
+    "mesh-cni",
     "mesh-control",
     "mesh-ctl",
     "xtask",

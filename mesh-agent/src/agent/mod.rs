@@ -34,7 +34,7 @@ use crate::{
     kubernetes::ApiError,
     path::{WorkerError, WorkerHandle},
     privileges::{self, PrivilegeError},
-    takeover::{InCharge, Lock, LockError, TakeOverError},
+    takeover::{self, InCharge, Lock, LockError, TakeOverError},
 };
 
 use self::running::{Groups, Running};
@@ -187,9 +187,12 @@ impl Agent {
         groups.owned.joined().await;
         groups.drain.joined().await;
         let removed = kubernetes::remove_all(&self.config.kernel.bpffs, &self.config.run_dir);
-        let view = std::fs::remove_file(self.config.cached_view());
+        // Nobody answers there any more; the View may never have been written.
+        for file in [self.config.admin_socket(), takeover::socket(&self.config.run_dir), self.config.cached_view()] {
+            std::fs::remove_file(file).ok();
+        }
         match removed {
-            Ok(()) => tracing::info!(view = view.is_ok(), "detached: nothing of the mesh is left on this node"),
+            Ok(()) => tracing::info!("detached: nothing of the mesh is left on this node"),
             Err(error) => tracing::error!(%error, "something of the mesh is left on this node: mesh-agent detach"),
         }
     }

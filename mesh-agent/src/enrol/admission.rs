@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use mesh_api::proto::admin::pod_event::Kind;
+
 use crate::{
     control::causes,
     kernel::{Kernel, Listener, NetworkNamespace, PodId, PodSteering, listener},
@@ -134,6 +136,17 @@ impl Registry {
     pub(super) fn check_fail_open(&self, claim: &Claim) -> Result<(), EnrolError> {
         let is_forbidden = self.wiring.view.load().as_ref().is_some_and(|view| !view.mesh.allow_fail_open);
         if claim.is_fail_open && is_forbidden { Err(Conflict::FailOpen.into()) } else { Ok(()) }
+    }
+
+    /// What an enrolled pod asks has changed.
+    pub(super) fn set_fail_open(&mut self, uid: &str, asks: bool) -> Result<(), EnrolError> {
+        let enrolled = self.enrolled.get_mut(uid).ok_or_else(|| EnrolError::Unknown(uid.to_owned()))?;
+        if std::mem::replace(&mut enrolled.claim.is_fail_open, asks) == asks {
+            return Ok(());
+        }
+        self.follow_view();
+        self.tell(Kind::Changed, self.describe(&self.enrolled[uid]));
+        Ok(self.store_record().map_err(NodeError::Record)?)
     }
 
     /// Listeners first, steering last.

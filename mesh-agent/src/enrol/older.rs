@@ -15,7 +15,7 @@ use crate::{
     view::View,
 };
 
-use super::Pod;
+use super::{Pod, registry::Enrolled};
 
 /// Source: Linux, include/net/tcp_states.h: established, both FIN_WAITs, CLOSE_WAIT.
 const CONNECTED_STATES: [u8; 4] = [1, 4, 5, 8];
@@ -69,11 +69,25 @@ pub fn unseen(kernel: &Kernel) -> Result<Vec<(u32, u64)>, KernelError> {
     Ok(flows.map(|row| (row.flow.pod, row.socket)).collect())
 }
 
+/// Closes what policy refuses of a pod's older connections, and says so.
+pub(super) fn close(view: &View, enrolled: &mut Enrolled) {
+    if enrolled.older.is_empty() {
+        return;
+    }
+    match judge_again(view, &enrolled.pod, &mut enrolled.older) {
+        Ok(0) => {}
+        Ok(closed) => {
+            tracing::info!(uid = &*enrolled.pod.uid, closed, "connections older than enrolment closed by policy");
+        }
+        Err(error) => tracing::warn!(uid = &*enrolled.pod.uid, %error, "older connections were not judged"),
+    }
+}
+
 /// Closes those that the pod's policy refuses, and forgets those that have ended. How many were closed.
 ///
 /// # Errors
 /// The kernel does not list sockets.
-pub fn judge_again(view: &View, pod: &Pod, older: &mut HashSet<u64>) -> Result<usize, KernelError> {
+fn judge_again(view: &View, pod: &Pod, older: &mut HashSet<u64>) -> Result<usize, KernelError> {
     let Some(workload) = pod.workload(view) else { return Ok(0) };
     let sockets = diag::sockets(&pod.network_namespace)?;
     let listening: HashSet<u16> =

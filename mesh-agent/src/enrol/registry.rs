@@ -20,7 +20,7 @@ use crate::{
     steer::SharedClasses,
     takeover::Predecessors,
     telemetry::Telemetry,
-    view::{SharedView, View},
+    view::SharedView,
 };
 
 use super::{
@@ -224,16 +224,6 @@ impl Registry {
         Ok(())
     }
 
-    fn set_fail_open(&mut self, uid: &str, asks: bool) -> Result<(), EnrolError> {
-        let enrolled = self.enrolled.get_mut(uid).ok_or_else(|| EnrolError::Unknown(uid.to_owned()))?;
-        if std::mem::replace(&mut enrolled.claim.is_fail_open, asks) == asks {
-            return Ok(());
-        }
-        self.follow_view();
-        self.tell(Kind::Changed, self.describe(&self.enrolled[uid]));
-        Ok(self.store_record().map_err(NodeError::Record)?)
-    }
-
     async fn withdraw(&mut self, uid: &str) -> Result<(), EnrolError> {
         let Some(mut enrolled) = self.enrolled.remove(uid) else { return self.abandon(uid) };
         enrolled.is_ready = false;
@@ -304,7 +294,7 @@ impl Registry {
             if std::mem::replace(&mut enrolled.is_ready, is_ready) != is_ready {
                 changed.push(enrolled.pod.uid.clone());
             }
-            close_older(&view, enrolled);
+            older::close(&view, enrolled);
             let is_fail_open = enrolled.claim.is_fail_open && view.mesh.allow_fail_open;
             if is_fail_open != enrolled.is_fail_open {
                 enrolled.is_fail_open = is_fail_open;
@@ -395,18 +385,5 @@ impl Registry {
             state: if *is_ready { "ready" } else { "pending" }.into(),
             fail_open: *is_fail_open,
         }
-    }
-}
-
-fn close_older(view: &View, enrolled: &mut Enrolled) {
-    if enrolled.older.is_empty() {
-        return;
-    }
-    match older::judge_again(view, &enrolled.pod, &mut enrolled.older) {
-        Ok(0) => {}
-        Ok(closed) => {
-            tracing::info!(uid = &*enrolled.pod.uid, closed, "connections older than enrolment closed by policy");
-        }
-        Err(error) => tracing::warn!(uid = &*enrolled.pod.uid, %error, "older connections were not judged"),
     }
 }

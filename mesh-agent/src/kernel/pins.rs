@@ -148,6 +148,12 @@ impl Pins {
         if mark.exists() && entries(&self.bpffs)?.iter().all(is_ours) {
             note(gone(std::fs::remove_dir(&mark), &mark));
             note(gone(rustix::mount::unmount(&self.bpffs, UnmountFlags::DETACH).map_err(Into::into), &self.bpffs));
+        } else if is_bpffs(&self.bpffs).unwrap_or(false) {
+            // A directory on somebody's file system goes, too; a mount of their own stays, and so does what others pinned.
+            match std::fs::remove_dir(&self.bpffs) {
+                Err(error) if !is_in_use(&error) => note(gone(Err(error), &self.bpffs)),
+                _ => {}
+            }
         }
         first
     }
@@ -203,6 +209,13 @@ pub(super) fn detach(pin: &Path) -> Result<(), KernelError> {
         Err(source) => return Err(KernelError::system(format!("detaching {}", pin.display()), source)),
     }
     gone(std::fs::remove_file(pin), pin)
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::PermissionDenied
+    )
 }
 
 /// Not being there is what was asked for.

@@ -24,6 +24,8 @@ struct Failure {
     reason: String,
     again: Instant,
     wait: Duration,
+    /// In the log.
+    is_told: bool,
 }
 
 /// The one task that does it.
@@ -133,7 +135,9 @@ impl Follower {
         };
         let reason = error.to_string();
         let before = self.failures.get(&pod.uid);
-        if before.is_none_or(|before| before.reason != reason) {
+        // Once is nothing: a pod that ends has no process any more before the API server says so.
+        let same = before.filter(|before| before.reason == reason);
+        if same.is_some_and(|same| !same.is_told) {
             let name = format!("{}/{}", pod.namespace, pod.name);
             tracing::warn!(
                 pod = name,
@@ -141,8 +145,10 @@ impl Follower {
                 "what the labels say of a running pod cannot be done; it is tried again"
             );
         }
+        let is_told = same.is_some();
         let wait = before.map_or(WAITS.0, |before| (before.wait * 2).min(WAITS.1));
-        self.failures.insert(pod.uid.clone(), Failure { reason: reason.clone(), again: Instant::now() + wait, wait });
+        let failure = Failure { reason: reason.clone(), again: Instant::now() + wait, wait, is_told };
+        self.failures.insert(pod.uid.clone(), failure);
         Err(reason)
     }
 }

@@ -62,7 +62,7 @@ spec:
 /// Asks for an answer of db's second port, which no probe declares.
 fn dial(address: &str, port: u16) -> String {
     format!(
-        "echo from-outside | timeout 5 nc -w 2 {address} {port} | grep -q from-outside && echo heard || echo refused"
+        "echo from-outside | timeout 5 busybox nc -w 2 {address} {port} | grep -q from-outside && echo heard || echo refused"
     )
 }
 
@@ -101,7 +101,7 @@ fn probes_of_a_strict_workload_pass_and_whoever_else_comes_from_a_node_is_refuse
     }
     eventually("the refused are named", SLOW, || {
         let log = cluster.kubectl(&["-n", MESH, "logs", &cluster.agent_of(of_db), "--since=10m"]);
-        let named = log.lines().filter(|line| line.contains("policy_denied") || line.contains("POLICY")).count();
+        let named = log.lines().filter(|line| line.contains("flag=DENY")).count();
         if named >= 3 {
             Ok(())
         } else {
@@ -110,8 +110,7 @@ fn probes_of_a_strict_workload_pass_and_whoever_else_comes_from_a_node_is_refuse
     });
 
     // An enrolled pod may dial a node, and that is listed as what it is.
-    let kubelet =
-        format!("(sleep 20 | nc {} 10250) >/dev/null 2>&1 & sleep 1; pgrep nc >/dev/null && echo open", node(of_db));
+    let kubelet = format!("(sleep 20 | nc {} 10250) >/dev/null 2>&1 & sleep 1; kill -0 $! && echo open", node(of_db));
     assert_eq!(cluster.exec("shop-strict", "web", &["sh", "-c", &kubelet]).as_deref(), Ok("open"));
     eventually("the connection to the kubelet is listed as one to a node", SLOW, || {
         let sockets = cluster.meshctl(of_web, &["sockets"])?;
