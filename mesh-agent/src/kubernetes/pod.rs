@@ -66,7 +66,7 @@ impl NodePod {
         Some(Self {
             namespace: metadata.namespace.clone()?,
             name: metadata.name.clone()?,
-            uid: annotation(MIRROR).or(metadata.uid.as_ref())?.clone(),
+            uid: annotation(MIRROR).filter(|uid| is_static(uid)).or(metadata.uid.as_ref())?.clone(),
             service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".into()),
             mode: metadata.labels.as_ref().and_then(|all| all.get(DATAPLANE_MODE)).cloned(),
             wants_fail_open: annotation(FAIL_OPEN).is_some_and(|value| value == "true"),
@@ -90,6 +90,12 @@ impl NodePod {
             Err(Outside::Label)
         }
     }
+}
+
+/// A kubelet's uid is a hash, an API server's is a UUID: who writes another pod's into the annotation is not believed, or could
+/// withdraw that pod by a label of its own.
+fn is_static(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn is_of(pod: &Pod, (namespace, name): &(String, String)) -> bool {
@@ -222,7 +228,9 @@ mod tests {
     #[test]
     fn a_static_pod_has_the_uid_of_its_node() {
         assert_eq!(pod(json!({}), json!({})).uid, "u1");
-        assert_eq!(pod(json!({"annotations": {"kubernetes.io/config.mirror": "hash"}}), json!({})).uid, "hash");
+        let uid = |mirror: &str| pod(json!({"annotations": {"kubernetes.io/config.mirror": mirror}}), json!({})).uid;
+        assert_eq!(uid("c0ffee00c0ffee00c0ffee00c0ffee00"), "c0ffee00c0ffee00c0ffee00c0ffee00");
+        assert_eq!(uid("0b6f5f9c-8a3e-4f0e-9d7b-2f1c3a4b5c6d"), "u1", "another pod's");
     }
 
     #[test]
