@@ -48,7 +48,10 @@ impl Control {
     }
 
     /// Gives a node its token; the file's path is what the agent is started with.
-    pub(crate) fn admit(&self, node: &str) -> PathBuf {
+    ///
+    /// # Panics
+    /// When the slot's tmpfs is full.
+    pub fn admit(&self, node: &str) -> PathBuf {
         let token = format!("{:032x}", fastrand::u128(..));
         let all = self.directory.join("node-tokens");
         let mut lines = fs::read_to_string(&all).unwrap_or_default();

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod client;
 pub mod control;
 pub mod conversation;
+pub mod cost;
 mod daemon;
 pub mod dial;
 mod eventually;

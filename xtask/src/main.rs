@@ -61,8 +61,12 @@ enum Verb {
     Dist(dist::Arguments),
     /// Write the files of deploy/ that are made from others.
     Render,
-    /// Direct, this mesh and Envoy in one interleaved run; arguments go to the benchmark (`-- --help`).
+    /// Direct, this mesh and Envoy in one interleaved run, or the control daemon with 20,000 workloads; arguments go to the
+    /// benchmark (`-- --help`).
     Bench {
+        /// What is measured.
+        #[arg(value_enum, default_value_t)]
+        what: bench::What,
         /// Arguments of the benchmark.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -111,7 +115,7 @@ fn main() -> Result<()> {
         Verb::Cluster { verb } => cluster::run(&verb),
         Verb::Dist(arguments) => dist::run(&arguments),
         Verb::Render => render::run(),
-        Verb::Bench { arguments } => bench::run(&arguments),
+        Verb::Bench { what, arguments } => bench::run(what, &arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Soak { arguments } => demo::soak(&arguments),
         Verb::Limits => demo::limits(),

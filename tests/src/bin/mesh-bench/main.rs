@@ -1,7 +1,6 @@
 //! The benchmark: direct, this mesh and Envoy, interleaved in one run on the same two nodes, and the ratios of the same
 //! round. Only ratios are statements; rates move by a quarter from run to run on a shared machine.
 
-mod cost;
 mod envoy;
 mod measure;
 mod report;

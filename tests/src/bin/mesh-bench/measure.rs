@@ -3,10 +3,12 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::{App, process::Process};
+use mesh_tests::{
+    App,
+    cost::{self, Processes},
+    process::Process,
+};
 use serde::Deserialize;
-
-use crate::cost::{self, Processes};
 
 /// One row of the tables.
 #[derive(Debug)]

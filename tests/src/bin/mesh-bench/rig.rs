@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use mesh_tests::{App, LIMIT, Mesh, eventually, process::Process};
+use mesh_tests::{App, LIMIT, Mesh, cost::Processes, eventually, process::Process};
 
-use crate::{cost::Processes, envoy::Credentials, measure::Variant};
+use crate::{envoy::Credentials, measure::Variant};
 
 const PORT: u16 = 7000;
 const ENVOY_NEAR: u16 = 7101;
@@ -54,7 +54,9 @@ impl Rig {
                 // Else ports run out and only that is measured. The first is as the agent sets it where it enrols; the others
                 // are for machines that dial more than 14,000 times in the second after which a port is taken again.
                 app.place().namespace.set("ipv4/tcp_tw_reuse", "1");
-                app.place().namespace.set("ipv4/tcp_tw_reuse_delay", "100");
+                if Path::new("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists() {
+                    app.place().namespace.set("ipv4/tcp_tw_reuse_delay", "100");
+                }
                 app.place().namespace.set("ipv4/ip_local_port_range", "16384 65535");
                 app
             };

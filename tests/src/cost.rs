@@ -7,22 +7,32 @@ use std::{fs, time::Duration};
 pub struct Processes(pub Vec<u32>);
 
 impl Processes {
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// User and system time of all threads so far.
+    ///
+    /// # Panics
+    /// When one of them has ended.
     pub fn cpu(&self) -> Duration {
         self.0.iter().map(|id| cpu_of(*id)).sum()
     }
 
     /// Resident memory of each, in MiB.
+    ///
+    /// # Panics
+    /// When one of them has ended.
     pub fn memory_mib(&self) -> Vec<f64> {
         self.0.iter().map(|id| resident_kib(*id) as f64 / 1024.0).collect()
     }
 }
 
 /// Busy time of all processors so far.
+///
+/// # Panics
+/// Without procfs.
 pub fn machine_cpu() -> Duration {
     let stat = fs::read_to_string("/proc/stat").expect("procfs");
     let fields: Vec<u64> =
