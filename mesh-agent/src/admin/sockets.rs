@@ -148,7 +148,10 @@ fn direct(node: &Node, pods: &PodTable, flows: &[FlowRow], kernel: &KernelSide<'
     // Those from before enrolment are listed with the rest of their kind.
     let others = [FlowFlags::AGENT, FlowFlags::BEFORE_ENROLMENT];
     let without_agent = flows.iter().filter(|row| !others.iter().any(|other| row.flow.flags().has(*other)));
-    let both = without_agent.flat_map(|row| [Some((row.flow, row.socket)), kernel.far_end(pods, row)]).flatten();
+    // A far end that is listed itself was dialled before its pod's enrolment.
+    let listed: HashSet<u64> = flows.iter().map(|row| row.socket).collect();
+    let far_end = |row| kernel.far_end(pods, row).filter(|(_, cookie)| !listed.contains(cookie));
+    let both = without_agent.flat_map(|row| [Some((row.flow, row.socket)), far_end(row)]).flatten();
     let told: Vec<_> =
         both.filter_map(|(flow, cookie)| Some((witness::tell(&view, pods, &flow, now_ns)?, cookie))).collect();
     let ends = |caller: u32, record: &ConnectionRecord| (caller, record.source.address, record.destination.address);
