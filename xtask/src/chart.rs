@@ -306,5 +306,22 @@ mod tests {
             assert!(chart.lines().any(|found| found == line), "{line}");
         }
         assert!(read("deploy/helm/values.yaml").contains(&format!("repository: {}\n", crate::dist::NAME)));
+        let image = format!("image: {}:{}\n", crate::dist::NAME, crate::dist::VERSION);
+        assert!(read("deploy/docs/detach.yaml").contains(&image), "{image}");
+    }
+
+    #[test]
+    fn what_takes_the_mesh_off_a_node_finds_it_where_the_chart_puts_it() {
+        let (detach, chart) = (read("deploy/docs/detach.yaml"), read(MANIFESTS));
+        // The agent's default is the node's hierarchy; here it is only looked at.
+        let has_place = |line: &&str| {
+            let line = line.trim_start();
+            (line.starts_with("- --") && !line.starts_with("- --cgroup-root=")) || line.starts_with("- {name: ")
+        };
+        let places: Vec<&str> = detach.lines().filter(has_place).map(str::trim).collect();
+        assert_eq!(places.len(), 16, "{places:?}");
+        for place in places {
+            assert!(chart.lines().any(|line| line.trim() == place), "{place} is not in {MANIFESTS}");
+        }
     }
 }
