@@ -1,11 +1,11 @@
 //! What the mesh's ServiceAccounts may do, and what they have done: by the roles, and by the API server's own account of who
 //! asked for what.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use serde_json::Value;
 
-use super::{Cluster, MESH, state};
+use super::{Cluster, MESH, said, state};
 
 /// A right, or the use of one: group, resource with its part, verb.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +27,11 @@ pub struct Request {
     pub code: u64,
 }
 
+/// The moment of now, as the API server writes it: of two texts the later one is the greater.
+pub fn moment() -> String {
+    said(Command::new("date").args(["--utc", "+%FT%T.%6NZ"]).output(), "date")
+}
+
 impl Cluster {
     /// All that an account of the mesh is granted.
     pub fn granted(&self, account: &str) -> BTreeSet<Grant> {
@@ -35,13 +40,15 @@ impl Cluster {
         rules.flat_map(expanded).collect()
     }
 
-    /// All that it has asked for since the API server started; none where its log is somebody's.
-    pub fn requests(&self, account: &str) -> Option<Vec<Request>> {
+    /// All that it has asked for since a [`moment`]; none where the API server's log is somebody's.
+    pub fn requests(&self, account: &str, since: &str) -> Option<Vec<Request>> {
         let text = self.is_ours.then(|| fs::read_to_string(state().join("log/audit.log")).expect("an audit log"))?;
         let user = format!("system:serviceaccount:{MESH}:{account}");
         let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let own = events.filter(|event| event["user"]["username"] == user.as_str());
-        Some(own.filter_map(|event| read(&event)).collect())
+        let is_own = |event: &Value| event["user"]["username"] == user.as_str();
+        let is_new = |event: &Value| event["requestReceivedTimestamp"].as_str().is_some_and(|at| at >= since);
+        let own = events.filter(|event| is_own(event) && is_new(event));
+        Some(own.filter_map(|event| read(&event)).flatten().collect())
     }
 }
 
@@ -60,7 +67,8 @@ fn expanded(rule: &Value) -> Vec<Grant> {
     all
 }
 
-fn read(event: &Value) -> Option<Request> {
+/// One, or two where a patch has made what it was for: that takes the right to create.
+fn read(event: &Value) -> Option<Vec<Request>> {
     let object = &event["objectRef"];
     let part = object["subresource"].as_str().map(|part| format!("/{part}")).unwrap_or_default();
     let grant = Grant {
@@ -68,5 +76,8 @@ fn read(event: &Value) -> Option<Request> {
         resource: object["resource"].as_str()?.to_owned() + &part,
         verb: event["verb"].as_str()?.to_owned(),
     };
-    Some(Request { grant, code: event["responseStatus"]["code"].as_u64()? })
+    let code = event["responseStatus"]["code"].as_u64()?;
+    let has_made = grant.verb == "patch" && code == 201;
+    let creation = has_made.then(|| Request { grant: Grant { verb: "create".to_owned(), ..grant.clone() }, code });
+    Some(creation.into_iter().chain([Request { grant, code }]).collect())
 }

@@ -22,7 +22,7 @@ use std::{
 
 use serde_json::Value;
 
-pub use audit::{Grant, Request};
+pub use audit::{Grant, Request, moment};
 pub use eventually::{LIMIT, eventually};
 
 /// Where the mesh's own objects are in stories.
