@@ -2,8 +2,9 @@
 
 use super::Cluster;
 
-/// On a node: pins, programs on cgroups and on pods' network namespaces, CNI, tables of nftables. The mesh's programs are
-/// not asked for by their names: whatever is there that was not there is left behind.
+/// On a node: pins, programs on cgroups and on pods' network namespaces, CNI, rules of nftables and iptables. The mesh's programs
+/// are not asked for by their names: whatever is there that was not there is left behind. Without counters, and without what is
+/// kube-proxy's own, which follows services: its tables, or with iptables its chains and the ways into them.
 const OF_NODE: &str = r#"
 echo "pins:"; find /sys/fs/bpf -mindepth 1 | sort
 echo "cgroups:"; for root in $(awk '$3 == "cgroup2" { print $2 }' /proc/mounts | sort -u); do bpftool cgroup show "$root"; done
@@ -13,6 +14,13 @@ echo "namespaces:"; for file in /run/netns/*; do
 done
 echo "cni:"; ls /etc/cni/net.d /opt/cni/bin; cat /etc/cni/net.d/*
 echo "tables:"; nft list tables | sort
+nft list tables | sort | grep -v ' kube-proxy$' | while read -r _ family name; do
+  nft --stateless list table "$family" "$name"
+done | awk '/^\tchain KUBE-/ { skip = 1 } !skip { print } /^\t}/ { skip = 0 }' | grep -v -e KUBE- -e '^$'
+for save in iptables-save ip6tables-save iptables-legacy-save ip6tables-legacy-save; do
+  command -v "$save" >/dev/null || continue
+  echo "$save:"; "$save" | grep -v -e KUBE- -e '^#' | sed 's/ \[[0-9]*:[0-9]*\]$//'
+done
 echo "keys:"; find /run/mesh/keys -type f 2>/dev/null
 true
 "#;
