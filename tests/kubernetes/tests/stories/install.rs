@@ -10,7 +10,7 @@ fn comes_and_goes(way: Way, name: &str) {
     Way::clear(&cluster);
     let shop = Shop::open(&cluster, name);
     let plain = Shop::open(&cluster, &format!("{name}-plain"));
-    plain.hold();
+    plain.hold("web");
     let before = cluster.traces();
 
     let wire = cluster.capture();
@@ -39,7 +39,7 @@ fn comes_and_goes(way: Way, name: &str) {
         if after == before { Ok(()) } else { Err(difference(&before, &after)) }
     });
     shop.ask("after-the-mesh").expect("plain networking is back for pods that run");
-    plain.holds();
+    plain.holds("web");
 }
 
 /// Lines that only one of two texts has.

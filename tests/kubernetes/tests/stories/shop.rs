@@ -69,23 +69,26 @@ impl<'a> Shop<'a> {
         self.cluster.kubectl(&["label", "namespace", self.name(), "istio.io/dataplane-mode-"]);
     }
 
-    /// web opens a connection to db and keeps it, saying something all the time.
-    pub fn hold(&self) {
+    /// A pod opens a connection to db and keeps it, saying something all the time.
+    pub fn hold(&self, pod: &str) {
         let line = format!(
-            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/dev/null; echo cut >/tmp/held) &",
+            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/tmp/echoed; echo cut >/tmp/held) >/dev/null 2>&1 &",
             self.service
         );
-        self.cluster.exec(self.name(), "web", &["sh", "-c", &line]).expect("a shell in web");
+        self.cluster.exec(self.name(), pod, &["sh", "-c", &line]).expect("a shell in the pod");
     }
 
-    /// It is still there.
-    pub fn holds(&self) {
-        let listed = self.cluster.exec(
-            self.name(),
-            "web",
-            &["sh", "-c", "cat /tmp/held 2>/dev/null; pgrep nc >/dev/null && echo lives"],
-        );
-        assert_eq!(listed.as_deref(), Ok("lives"), "a connection of a pod outside the mesh was cut");
+    /// It is still there, and answered.
+    pub fn holds(&self, pod: &str) {
+        let run = |line: &str| self.cluster.exec(self.name(), pod, &["sh", "-c", line]);
+        let lives = run("cat /tmp/held 2>/dev/null; pgrep nc >/dev/null && echo lives");
+        assert_eq!(lives.as_deref(), Ok("lives"), "the connection that {pod} holds was cut");
+        let echoed = || run("wc -c </tmp/echoed")?.parse::<usize>().map_err(|error| error.to_string());
+        let before = echoed().expect("what was answered until now");
+        mesh_kubernetes_tests::eventually("what is said on the connection is answered", super::READY, || {
+            let now = echoed()?;
+            if now > before { Ok(()) } else { Err(format!("{now} bytes after {before}")) }
+        });
     }
 
     /// web asks one question after the other, each on a connection of its own, and keeps account.
