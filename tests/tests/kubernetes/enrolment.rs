@@ -37,7 +37,8 @@ impl<'a> Callers<'a> {
         let (namespace, name, node) = (self.shop.name(), &self.name, self.shop.node());
         let service = &self.shop.service;
         // From the first instruction of the first container on; each round tells whether one got through.
-        let line = format!("while true; do echo {WORD} | nc -w 1 {service} 9000 >>/tmp/heard 2>/dev/null; done");
+        let line =
+            format!("while true; do echo {WORD} | nc -w 1 {service} 9000 >>/tmp/heard 2>/dev/null; sleep 0.2; done");
         format!(
             r#"
 apiVersion: apps/v1
@@ -125,7 +126,7 @@ fn a_pod_whose_first_instruction_is_a_connect_loop_sends_nothing_in_the_clear() 
         // Among the starts, without a word to anybody: the kubelet starts it again.
         for _ in 0..3 {
             cluster.kill_agent(shop.node());
-            std::thread::sleep(Duration::from_secs(2));
+            eventually("the kubelet starts it again", SLOW, || cluster.meshctl(shop.node(), &["status"]).map(drop));
         }
         callers.are_heard();
         callers.end();
