@@ -16,7 +16,6 @@ pub mod dial;
 mod eventually;
 pub mod forge;
 pub mod imposter;
-pub mod kubernetes;
 pub mod limits;
 pub mod link;
 mod manifests;

@@ -182,10 +182,3 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     assert!(path.is_file(), "{} is missing: run `cargo xtask build`", path.display());
     path
 }
-
-/// Cargo's target directory, which cargo marks.
-pub(crate) fn target() -> PathBuf {
-    let this = std::env::current_exe().expect("this program has a path");
-    let marked = this.ancestors().find(|path| path.join("CACHEDIR.TAG").exists());
-    marked.expect("tests are built below cargo's target directory").to_owned()
-}

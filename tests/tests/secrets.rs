@@ -49,6 +49,19 @@ fn daemons_keep_no_right_that_they_do_not_need() {
     assert!(rights.is_some_and(|line| line.contains("all that are needed")), "{checked}");
 }
 
+#[test]
+fn the_agents_pod_is_given_the_rights_that_the_agent_keeps_and_says_why() {
+    let chart = include_str!("../../deploy/helm/templates/agent.yaml");
+    let (_, added) = chart.split_once("            add:\n").expect("the chart adds capabilities");
+    let given: Vec<_> = added
+        .lines()
+        .map_while(|line| line.strip_prefix("            - ")?.split_once('#'))
+        .map(|(name, reason)| (name.trim(), reason.trim()))
+        .collect();
+    let kept: Vec<_> = KEPT.iter().map(|kept| (kept.name.trim_start_matches("CAP_"), kept.reason)).collect();
+    assert_eq!(given, kept);
+}
+
 /// The lines of a PEM file that only who has the key knows, and the token of a token file.
 fn secrets_of(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -111,8 +111,10 @@ fn cargo(verb: &str, flags: &[&str]) -> Result<PathBuf> {
     let target = workspace::target_directory()?.join("bpf-build");
     // Sent encoded because the value of --cfg has quotes in it; BTF maps need debug information.
     let architecture = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    // The object is in the agent: it must not say where it was built.
+    let maps = workspace::path_maps()?;
     let mut encoded = vec![architecture.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf", "-Clinker=bpf-linker"];
-    encoded.extend(flags);
+    encoded.extend(maps.iter().map(String::as_str).chain(flags.iter().copied()));
     let mut command = toolchain.cargo();
     command
         .current_dir(directory())

@@ -44,11 +44,8 @@ pub fn on_kubernetes(filter: Option<&str>) -> Result<()> {
     let was_up = cluster::is_up();
     // They are marked as ignored, so that everybody else's run needs neither Go nor Kubernetes.
     let ignored = ["--", "--ignored", "--skip", "fuzzing", "--skip", "scale"];
-    let runs: [&[&str]; 3] = [
-        &["--package", "mesh-control", "--lib"],
-        &["--package", "xtask"],
-        &["--package", "mesh-tests", "--test", "kubernetes"],
-    ];
+    let runs: [&[&str]; 3] =
+        [&["--package", "mesh-control", "--lib"], &["--package", "xtask"], &["--package", "mesh-kubernetes-tests"]];
     let mut all = Summary { is_success: true, ..Summary::default() };
     for run in runs {
         let mut command = workspace::cargo();

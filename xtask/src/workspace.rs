@@ -34,6 +34,17 @@ pub fn target_directory() -> Result<PathBuf> {
     Ok(directory.into())
 }
 
+/// Flags of rustc that keep this machine's paths out of what it makes, so that another makes the same.
+///
+/// # Errors
+/// There is no home directory.
+pub fn path_maps() -> Result<[String; 2]> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("a home directory")?;
+    let map = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    Ok([map(root(), "/mesh"), map(&cargo_home, "/cargo")])
+}
+
 /// All `.rs` files below `directory` (relative to the root), sorted; empty when there is no such directory.
 pub fn sources(directory: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();

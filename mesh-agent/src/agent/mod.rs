@@ -121,6 +121,7 @@ impl Agent {
         let limit = enrol::raise_limit()?;
         privileges::shed()?;
         let system = |action| move |source| AgentError::System { action, source };
+        enrol::open_settings().map_err(system("make /proc/sys writable, for settings of pods' network namespaces"))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -31,7 +31,7 @@ pub use registry::{Registry, RegistrySettings, Wiring};
 pub use requests::{Enrolment, FailOpen};
 #[cfg(test)]
 pub(crate) use scripted::Script;
-pub use sysctl::SysctlError;
+pub use sysctl::{SysctlError, open_settings};
 pub(crate) use wakeups::Wakeups;
 
 use std::{

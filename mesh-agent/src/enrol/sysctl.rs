@@ -7,7 +7,7 @@
 use std::{fs, io};
 
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
-use rustix::mount::MountFlags;
+use rustix::{fs::StatVfsMountFlags, mount::MountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{KernelError, NetworkNamespace};
@@ -74,6 +74,19 @@ impl SavedSysctls {
     }
 }
 
+/// Makes the settings writable, in the mounts of this process's own container: runtimes mount them read-only there. What is
+/// written are only those of pods' network namespaces.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn open_settings() -> io::Result<()> {
+    if rustix::fs::statvfs(SETTINGS)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount_remount(SETTINGS, flags, c"")?;
+    }
+    Ok(())
+}
+
 /// A list in the kernel's syntax (`1,5-7`), with our ports appended; the kernel merges what overlaps.
 fn with_own_ports(reserved: &str) -> String {
     let own = format!("{PORT_OUTBOUND},{PORT_PLAINTEXT},{PORT_HBONE}");
@@ -87,31 +100,18 @@ fn read(file: &'static str) -> Result<String, SysctlError> {
 
 fn write(file: &'static str, value: &str) -> Result<(), SysctlError> {
     // An empty list is written as a line: a write of no bytes changes nothing.
-    let line = format!("{value}\n");
-    let written = match fs::write(file, &line) {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            make_writable().and_then(|()| fs::write(file, &line))
-        }
-        written => written,
-    };
-    written.map_err(|source| SysctlError::File { action: "write", file, source })
-}
-
-/// Runtimes mount a container's settings read-only, unless it is given everything there is. Only the agent's own mount changes.
-fn make_writable() -> io::Result<()> {
-    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    Ok(rustix::mount::mount_remount(SETTINGS, flags, c"")?)
+    fs::write(file, format!("{value}\n")).map_err(|source| SysctlError::File { action: "write", file, source })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A namespace of its own for a thread that ends with it.
+    /// A network, and mounts, of its own for a thread that ends with them.
     fn in_new_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
         let inside = || {
-            // SAFETY: only this thread's network namespace changes, and the thread ends with the test.
-            let status = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            // SAFETY: only this thread's namespaces change, and the thread ends with the test.
+            let status = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
             assert_eq!(status, 0, "needs root");
             test()
         };
@@ -129,6 +129,20 @@ mod tests {
             assert_eq!(read(RESERVED_PORTS).unwrap(), "7000-7002,15001,15006,15008");
             saved.restore(&namespace).unwrap();
             assert_eq!((read(TW_REUSE).unwrap(), read(RESERVED_PORTS).unwrap()), before);
+        });
+    }
+
+    #[test]
+    fn settings_that_a_runtime_has_mounted_read_only_are_opened() {
+        use rustix::mount::{MountPropagationFlags, mount_bind, mount_change, mount_remount};
+        in_new_namespace(|| {
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            mount_bind(SETTINGS, SETTINGS).unwrap();
+            mount_remount(SETTINGS, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+            assert!(write(TW_REUSE, "1").is_err());
+            open_settings().unwrap();
+            write(TW_REUSE, "1").unwrap();
+            open_settings().unwrap();
         });
     }
 

@@ -47,10 +47,7 @@ pub fn build(profile: &str) -> Result<Vec<PathBuf>> {
 /// Without paths of this machine in them, so that another makes the same.
 fn publishable() -> Result<()> {
     ebpf::build()?;
-    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("a home directory")?;
-    let maps = [(workspace::root(), "/mesh"), (cargo_home.as_path(), "/cargo")]
-        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    let maps = workspace::path_maps()?;
     let mut command = workspace::cargo();
     command.args(["build", "--profile", "dist", "--locked", "--bins"]);
     for program in PROGRAMS.iter().filter(|program| program.package != PLUGIN) {

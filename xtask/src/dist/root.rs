@@ -44,6 +44,7 @@ impl Root {
         for link in ["bin", "lib", "lib64", "sbin"] {
             root.link(link, &format!("usr/{link}"));
         }
+        root.link("var/run", "../run");
         root
     }
 

@@ -1,9 +1,6 @@
 //! Install and removal, both ways.
 
-use mesh_tests::{
-    eventually,
-    kubernetes::{Cluster, SLOW},
-};
+use mesh_kubernetes_tests::{Cluster, SLOW, eventually};
 
 use super::{Installed, READY, Way, shop::Shop};
 

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_tests::{
-    eventually,
-    kubernetes::{Cluster, Grant, SLOW},
-};
+use mesh_kubernetes_tests::{Cluster, Grant, SLOW, eventually};
 
 use super::{Installed, Way, shop::Shop};
 

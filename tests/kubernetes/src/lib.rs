@@ -3,6 +3,9 @@
 //! kubectl and helm.
 
 mod audit;
+// The very one of the other stories, without all that they are built from.
+#[path = "../../src/eventually.rs"]
+mod eventually;
 mod harm;
 mod traces;
 
@@ -20,8 +23,7 @@ use std::{
 use serde_json::Value;
 
 pub use audit::{Grant, Request};
-
-use crate::{eventually::eventually, process::target};
+pub use eventually::{LIMIT, eventually};
 
 /// Where the mesh's own objects are in stories.
 pub const MESH: &str = "mesh-system";
@@ -57,6 +59,19 @@ impl Cluster {
         let cluster = Self { kubeconfig: state().join("pki/admin.kubeconfig"), is_ours: true, _turn: turn };
         cluster.load_image();
         cluster
+    }
+
+    /// A mesh that is somebody's is not touched.
+    ///
+    /// # Panics
+    /// When there is one in a cluster that is not this machine's.
+    #[track_caller]
+    pub fn must_be_free(&self) {
+        let found = self.kubectl(&["get", "namespace", MESH, "--ignore-not-found", "-o", "name"]);
+        assert!(
+            self.is_ours || found.is_empty(),
+            "this cluster has a {found}: stories install a mesh of their own; remove it first"
+        );
     }
 
     /// Takes the image that `cargo xtask dist --profile release` made to all nodes, under two names.
@@ -263,7 +278,14 @@ impl Drop for Wire {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a directory of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a directory of the workspace")
+}
+
+/// Cargo's target directory, which cargo marks.
+fn target() -> PathBuf {
+    let this = env::current_exe().expect("this program has a path");
+    let marked = this.ancestors().find(|path| path.join("CACHEDIR.TAG").exists());
+    marked.expect("tests are built below cargo's target directory").to_owned()
 }
 
 fn script(name: &str) -> Command {

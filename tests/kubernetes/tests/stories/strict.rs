@@ -1,9 +1,6 @@
 //! A workload that takes only mutual TLS, seen from everywhere on its node: the kubelet's probes pass, nobody else does.
 
-use mesh_tests::{
-    eventually,
-    kubernetes::{Cluster, MESH, SLOW},
-};
+use mesh_kubernetes_tests::{Cluster, MESH, SLOW, eventually};
 use serde_json::Value;
 
 use super::{Installed, Way, shop::Shop};

@@ -3,10 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_tests::{
-    eventually,
-    kubernetes::{Cluster, MESH, SLOW, Wire},
-};
+use mesh_kubernetes_tests::{Cluster, MESH, SLOW, Wire, eventually};
 use serde_json::Value;
 
 use super::{Installed, Way, shop::Shop};

@@ -1,6 +1,6 @@
 //! The next version, and back, while connections are opened all the time.
 
-use mesh_tests::kubernetes::{Cluster, NEXT};
+use mesh_kubernetes_tests::{Cluster, NEXT};
 
 use super::{Installed, Way, shop::Shop};
 

@@ -10,7 +10,7 @@ mod upgrade;
 
 use std::time::{Duration, Instant};
 
-use mesh_tests::kubernetes::{Cluster, MESH};
+use mesh_kubernetes_tests::{Cluster, MESH};
 
 /// From the install to ready and meshed.
 const READY: Duration = Duration::from_secs(120);
@@ -48,6 +48,7 @@ impl Way {
 
     /// A cluster without a mesh, whatever a story before has left.
     fn clear(cluster: &Cluster) {
+        cluster.must_be_free();
         Self::Helm.remove(cluster);
         Self::Manifests.remove(cluster);
     }

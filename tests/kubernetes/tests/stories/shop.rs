@@ -1,7 +1,6 @@
 //! The application of the stories: a server on one node and a caller on another, in a namespace of their own.
 
-use mesh_tests::kubernetes::{Cluster, Namespace, Wire};
-use serde_json::Value;
+use mesh_kubernetes_tests::{Cluster, MESH, Namespace, Wire};
 
 /// Where the server listens: HTTP, and TCP that answers what it is told.
 pub const HTTP: u16 = 8080;
@@ -53,15 +52,15 @@ impl<'a> Shop<'a> {
     /// label has no part in it.
     pub fn ask_until_encrypted(&self, wire: Option<&Wire>) {
         let mut number = 0;
-        mesh_tests::eventually("what web asks db is encrypted", super::READY, || {
+        mesh_kubernetes_tests::eventually("what web asks db is encrypted", super::READY, || {
             number += 1;
             let question = format!("question-{number}-of-{}", self.name());
             self.ask(&question)?;
-            let encrypted = self.encrypted()?;
+            let is_encrypted = self.is_encrypted()?;
             if wire.is_some_and(|wire| wire.has_seen(&question)) {
                 return Err(format!("{question} passed in the clear"));
             }
-            encrypted.then_some(()).ok_or_else(|| "the agent lists no encrypted connection".to_owned())
+            is_encrypted.then_some(()).ok_or_else(|| "the agent of db has taken no such connection".to_owned())
         });
     }
 
@@ -102,17 +101,21 @@ impl<'a> Shop<'a> {
         load
     }
 
-    /// Whether the agent of web's node carries, or has just carried, connections to db by mutual TLS, and to whom.
-    fn encrypted(&self) -> Result<bool, String> {
-        let page = self.cluster.exec(
-            mesh_tests::kubernetes::MESH,
-            &self.cluster.agent_of(self.node()),
-            &["meshctl", "-o", "json", "workloads"],
-        )?;
-        let workloads: Value = serde_json::from_str(&page).map_err(|error| error.to_string())?;
-        let all = workloads["workloads"].as_array().cloned().unwrap_or_default();
-        let db = all.iter().find(|workload| workload["namespace"] == self.name() && workload["name"] == "db");
-        Ok(db.is_some_and(|db| db["protocol"] == "HBONE"))
+    /// Whether the agent of db's node has taken a connection of web by mutual TLS, each end under its own name.
+    fn is_encrypted(&self) -> Result<bool, String> {
+        let agent = self.cluster.agent_of(&self.nodes[1]);
+        let log = self.cluster.try_kubectl(&["-n", MESH, "logs", &agent, "--since=60s"])?;
+        let identity = |end: &str, account: &str| {
+            format!(" {end}.identity=spiffe://cluster.local/ns/{}/sa/{account} ", self.name())
+        };
+        let (source, destination) = (identity("src", "web"), identity("dst", "db"));
+        let is_such = |line: &str| {
+            line.contains(" direction=inbound ")
+                && line.contains(" security=mutual_tls ")
+                && line.contains(&source)
+                && line.contains(&destination)
+        };
+        Ok(log.lines().any(is_such))
     }
 }
 
@@ -125,7 +128,7 @@ pub struct Load<'a> {
 impl Load<'_> {
     /// Waits until more questions are answered; how many since it was asked before.
     pub fn answered_more(&self) -> usize {
-        mesh_tests::eventually("questions are answered", super::READY, || {
+        mesh_kubernetes_tests::eventually("questions are answered", super::READY, || {
             let (before, now) = (self.seen.get(), self.lines("answered").len());
             if now < before + 20 {
                 return Err(format!("{now} after {before}; failed: {:?}", self.failures()));
