@@ -67,7 +67,7 @@ fn answer(call: &Call, configuration: Configuration) -> Result<String, Failure> 
     let since = |first: Version| match configuration.version >= first {
         true => Ok(()),
         false => {
-            Err(Failure::Version(format!("{:?} is not in cniVersion {}", call.verb, configuration.version.text())))
+            Err(Failure::Version(format!("{} is not in cniVersion {}", call.verb.text(), configuration.version.text())))
         }
     };
     match call.verb {

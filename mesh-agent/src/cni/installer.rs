@@ -49,8 +49,6 @@ pub enum InstallerError {
 pub struct Installer {
     settings: CniSettings,
     entry: Value,
-    /// The program, to be written; its file on the node, as it was left.
-    program: Vec<u8>,
     state: Mutex<State>,
     /// What is wrong; empty when it is in place.
     fault: ArcSwap<String>,
@@ -72,18 +70,17 @@ struct Mark {
 }
 
 impl Installer {
-    /// Reads the program; changes nothing yet. `socket`: the agent's, by the node's name of it.
+    /// Changes nothing yet. `socket`: the agent's, by the node's name of it.
     ///
     /// # Errors
     /// The program cannot be read.
     pub fn new(settings: &CniSettings, socket: &Path) -> Result<Arc<Self>, InstallerError> {
         let path = settings.plugin.clone();
-        let program = fs::read(&path).map_err(|source| InstallerError::Program { path, source })?;
+        fs::File::open(&path).map_err(|source| InstallerError::Program { path, source })?;
         let entry = json!({"type": PLUGIN, "socket": socket, "excludeNamespaces": settings.excluded});
         Ok(Arc::new(Self {
             settings: settings.clone(),
             entry,
-            program,
             state: Mutex::default(),
             fault: ArcSwap::from_pointee("not installed yet".into()),
         }))
@@ -137,14 +134,20 @@ impl Installer {
 
     fn install(&self, state: &mut State) -> Result<bool, InstallerError> {
         let path = self.settings.bin_dir.join(PLUGIN);
-        let failed = |source| InstallerError::Program { path: path.clone(), source };
-        let is_new = state.installed.is_none() || mark(&path) != state.installed;
-        // After a restart it may be there as it should be.
-        let is_missing = is_new && fs::read(&path).ok().as_ref() != Some(&self.program);
-        if is_missing {
-            files::replace_program(&path, &self.program).map_err(failed)?;
+        let mut is_missing = false;
+        if state.installed.is_none() || mark(&path) != state.installed {
+            // Only now, and not kept: it is megabytes.
+            let plugin = &self.settings.plugin;
+            let unread = |source| InstallerError::Program { path: plugin.clone(), source };
+            let program = fs::read(plugin).map_err(unread)?;
+            // After a restart it may be there as it should be.
+            is_missing = fs::read(&path).ok().as_ref() != Some(&program);
+            if is_missing {
+                let unwritten = |source| InstallerError::Program { path: path.clone(), source };
+                files::replace_program(&path, &program).map_err(unwritten)?;
+            }
+            state.installed = mark(&path);
         }
-        state.installed = mark(&path);
         Ok(directory::insert(&self.settings.conf_dir, &self.entry)? | is_missing)
     }
 

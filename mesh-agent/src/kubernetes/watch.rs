@@ -31,7 +31,11 @@ pub(super) async fn pods(cluster: Arc<Cluster>) {
     let take = |event| match event {
         Event::Init => listed.clear(),
         Event::InitApply(pod) => listed.extend(read(&pod)),
-        Event::InitDone => cluster.known.set_pods(std::mem::take(&mut listed)),
+        Event::InitDone => {
+            cluster.known.set_pods(std::mem::take(&mut listed));
+            // A list is objects as a whole, of which little is kept.
+            crate::memory::give_back();
+        }
         Event::Apply(pod) => read(&pod).into_iter().for_each(|pod| cluster.known.put_pod(pod)),
         Event::Delete(pod) => cluster.known.remove_pod(&pod.namespace().unwrap_or_default(), &pod.name_any()),
     };
