@@ -72,7 +72,7 @@ impl<'a> Shop<'a> {
     /// web opens a connection to db and keeps it, saying something all the time.
     pub fn hold(&self) {
         let line = format!(
-            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/dev/null; echo cut >/tmp/held) &",
+            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/dev/null; echo cut >/tmp/held) >/dev/null 2>&1 &",
             self.service
         );
         self.cluster.exec(self.name(), "web", &["sh", "-c", &line]).expect("a shell in web");
