@@ -83,7 +83,7 @@ impl<'a> Shop<'a> {
         let listed = self.cluster.exec(
             self.name(),
             "web",
-            &["sh", "-c", "cat /tmp/held 2>/dev/null; pgrep nc >/dev/null && echo lives"],
+            &["sh", "-c", "cat /tmp/held 2>/dev/null; pidof nc >/dev/null && echo lives"],
         );
         assert_eq!(listed.as_deref(), Ok("lives"), "a connection of a pod outside the mesh was cut");
     }
