@@ -35,14 +35,22 @@ impl Cluster {
         rules.flat_map(expanded).collect()
     }
 
-    /// All that it has asked for since the API server started; none where its log is somebody's.
-    pub fn requests(&self, account: &str) -> Option<Vec<Request>> {
-        let text = self.is_ours.then(|| fs::read_to_string(state().join("log/audit.log")).expect("an audit log"))?;
-        let user = format!("system:serviceaccount:{MESH}:{account}");
-        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let own = events.filter(|event| event["user"]["username"] == user.as_str());
-        Some(own.filter_map(|event| read(&event)).collect())
+    /// How much the API server has told of who asked for what; none where its log is somebody's.
+    pub fn told(&self) -> Option<usize> {
+        self.is_ours.then(|| log().lines().count())
     }
+
+    /// All that an account has asked for after the API server had told so much.
+    pub fn requests(&self, account: &str, told: usize) -> Vec<Request> {
+        let user = format!("system:serviceaccount:{MESH}:{account}");
+        let text = log();
+        let events = text.lines().skip(told).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["user"]["username"] == user.as_str()).flat_map(|event| read(&event)).collect()
+    }
+}
+
+fn log() -> String {
+    fs::read_to_string(state().join("log/audit.log")).expect("an audit log")
 }
 
 fn expanded(rule: &Value) -> Vec<Grant> {
@@ -60,13 +68,17 @@ fn expanded(rule: &Value) -> Vec<Grant> {
     all
 }
 
-fn read(event: &Value) -> Option<Request> {
+/// An apply that makes its object uses two rights, of which the log names one.
+fn read(event: &Value) -> Vec<Request> {
     let object = &event["objectRef"];
     let part = object["subresource"].as_str().map(|part| format!("/{part}")).unwrap_or_default();
+    let (Some(resource), Some(verb)) = (object["resource"].as_str(), event["verb"].as_str()) else { return Vec::new() };
+    let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
     let grant = Grant {
         group: object["apiGroup"].as_str().unwrap_or_default().to_owned(),
-        resource: object["resource"].as_str()?.to_owned() + &part,
-        verb: event["verb"].as_str()?.to_owned(),
+        resource: resource.to_owned() + &part,
+        verb: verb.to_owned(),
     };
-    Some(Request { grant, code: event["responseStatus"]["code"].as_u64()? })
+    let made = (verb == "patch" && code == 201).then(|| Grant { verb: "create".to_owned(), ..grant.clone() });
+    [grant].into_iter().chain(made).map(|grant| Request { grant, code }).collect()
 }

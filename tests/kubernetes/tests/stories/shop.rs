@@ -72,7 +72,7 @@ impl<'a> Shop<'a> {
     /// web opens a connection to db and keeps it, saying something all the time.
     pub fn hold(&self) {
         let line = format!(
-            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/dev/null; echo cut >/tmp/held) &",
+            "(while echo tick; do sleep 0.2; done | nc {} 9000 >/dev/null; echo cut >/tmp/held) >/dev/null 2>&1 &",
             self.service
         );
         self.cluster.exec(self.name(), "web", &["sh", "-c", &line]).expect("a shell in web");
@@ -83,7 +83,7 @@ impl<'a> Shop<'a> {
         let listed = self.cluster.exec(
             self.name(),
             "web",
-            &["sh", "-c", "cat /tmp/held 2>/dev/null; pgrep nc >/dev/null && echo lives"],
+            &["sh", "-c", "cat /tmp/held 2>/dev/null; pidof nc >/dev/null && echo lives"],
         );
         assert_eq!(listed.as_deref(), Ok("lives"), "a connection of a pod outside the mesh was cut");
     }
