@@ -6,7 +6,10 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -52,6 +55,8 @@ pub struct Installer {
     state: Mutex<State>,
     /// What is wrong; empty when it is in place.
     fault: ArcSwap<String>,
+    /// It has been in place: what happens to it later is repaired, and a matter for `check`.
+    was_in_place: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -83,12 +88,18 @@ impl Installer {
             entry,
             state: Mutex::default(),
             fault: ArcSwap::from_pointee("not installed yet".into()),
+            was_in_place: AtomicBool::default(),
         }))
     }
 
     /// What is wrong with the plug-in; empty when it is in place.
     pub fn fault(&self) -> Arc<String> {
         self.fault.load_full()
+    }
+
+    /// Whether it has been in place since this agent is in charge.
+    pub fn was_in_place(&self) -> bool {
+        self.was_in_place.load(Ordering::Relaxed)
     }
 
     /// Keeps it in place; never ends.
@@ -129,6 +140,7 @@ impl Installer {
         if !fault.is_empty() && **self.fault.load() != fault {
             tracing::warn!(fault, "the CNI plug-in is not in place: pods start before they are enrolled");
         }
+        self.was_in_place.fetch_or(fault.is_empty(), Ordering::Relaxed);
         self.fault.store(Arc::new(fault));
     }
 
@@ -194,6 +206,7 @@ mod tests {
             fs::write(root.join("mesh-cni"), "program").unwrap();
             fs::write(root.join("conf/10-net.conflist"), NET).unwrap();
             let settings = CniSettings {
+                is_wanted: true,
                 conf_dir: root.join("conf"),
                 bin_dir: root.join("bin"),
                 plugin: root.join("mesh-cni"),
@@ -249,11 +262,16 @@ mod tests {
         fs::remove_file(node.0.join("conf/10-net.conflist")).unwrap();
         installer.look();
         assert!(installer.fault().contains("there is no CNI configuration yet"), "{}", installer.fault());
+        fs::write(node.0.join("conf/10-net.conflist"), NET.replace("1.0.0", "0.2.0")).unwrap();
+        installer.look();
+        assert!(installer.fault().contains("is of cniVersion \"0.2.0\""), "{}", installer.fault());
+        assert!(!node.list().contains("mesh-cni") && !installer.was_in_place());
         fs::write(node.0.join("conf/10-net.conflist"), NET).unwrap();
         installer.look();
         assert_eq!(*installer.fault(), "");
         fs::remove_dir_all(node.0.join("bin")).unwrap();
         installer.look();
+        assert!(installer.was_in_place(), "that is for `check` to say");
         assert!(installer.fault().contains("bin/mesh-cni"), "{}", installer.fault());
         fs::create_dir(node.0.join("bin")).unwrap();
     }
