@@ -48,6 +48,9 @@ enum Verb {
         /// Only the tests that need Kubernetes, on API servers of their own; needs Go.
         #[arg(long)]
         cluster: bool,
+        /// Only the stories that take minutes.
+        #[arg(long, conflicts_with = "cluster")]
+        long: bool,
     },
     /// A real Kubernetes on this machine; needs Go.
     Cluster {
@@ -74,13 +77,16 @@ enum Verb {
     },
     /// Measures slow readers, idle connections, crowds and many pods, and prints the figures.
     Limits,
-    /// Fuzzes every parser that meets bytes from outside, or one TARGET; fails when one crashes, leaks or hangs.
+    /// Fuzzes every parser that meets bytes from outside, or some TARGETs; fails when one crashes, leaks or hangs.
     Fuzz {
         /// For how long each target runs.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
-        /// A file of fuzz/fuzz_targets, without `.rs`.
-        target: Option<String>,
+        /// How many inputs are enough before that.
+        #[arg(long)]
+        executions: Option<u64>,
+        /// Files of fuzz/fuzz_targets, without `.rs`.
+        targets: Vec<String>,
     },
     /// Deliberately broken variants of the product (tests/mutations), or the one NAMEd: a story has to notice each.
     Mutate {
@@ -99,14 +105,15 @@ fn main() -> Result<()> {
         Verb::BuildEbpf => ebpf::build(),
         Verb::Build => binaries::build(),
         Verb::Demo { check } => demo::run(check),
-        Verb::Test { filter, cluster: true } => test::on_kubernetes(filter.as_deref()),
-        Verb::Test { filter, cluster: false } => test::run(filter.as_deref()),
+        Verb::Test { filter, cluster: true, .. } => test::on_kubernetes(filter.as_deref()),
+        Verb::Test { filter, long: true, .. } => test::long(filter.as_deref()),
+        Verb::Test { filter, .. } => test::run(filter.as_deref()),
         Verb::Cluster { verb } => cluster::run(&verb),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Soak { arguments } => demo::soak(&arguments),
         Verb::Limits => demo::limits(),
-        Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+        Verb::Fuzz { seconds, executions, targets } => fuzz::run(fuzz::Enough { seconds, executions }, &targets),
         Verb::Mutate { name } => mutate::run(name.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {

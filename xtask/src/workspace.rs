@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::shell;
+
 /// The root of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
@@ -32,6 +34,17 @@ pub fn target_directory() -> Result<PathBuf> {
         serde_json::from_slice(&output.stdout).context("`cargo metadata` did not answer with JSON")?;
     let directory = metadata["target_directory"].as_str().context("`cargo metadata` names no target directory")?;
     Ok(directory.into())
+}
+
+/// The compiler's own target, like `x86_64-unknown-linux-gnu`.
+///
+/// # Errors
+/// When the compiler does not answer.
+pub fn host() -> Result<String> {
+    let version = shell::answer(Command::new("rustc").arg("-vV").current_dir(root()));
+    let version = version.context("`rustc -vV` does not answer")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc names no host")
 }
 
 /// All `.rs` files below `directory` (relative to the root), sorted; empty when there is no such directory.
