@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use mesh_api::{
@@ -217,6 +217,10 @@ fn a_damaged_view_on_disk_is_refused_and_reported_until_control_is_back() {
         if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
     });
     eventually("the agent answers", LIMIT, || node.admin().status().map_err(|status| status.to_string()));
+    let running = Instant::now();
+    while running.elapsed() < Duration::from_secs(3) {
+        pods.web.dial(&pods.near).is_refused();
+    }
     node.counted("mesh_view_cache_failures_total", 1, &[]);
 
     mesh.control().start();
