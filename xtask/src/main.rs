@@ -10,6 +10,7 @@ mod fuzz;
 mod invariants;
 mod lint;
 mod mutate;
+mod sanitize;
 mod setup;
 mod shell;
 mod sizes;
@@ -88,6 +89,8 @@ enum Verb {
         /// Files of fuzz/fuzz_targets, without `.rs`.
         targets: Vec<String>,
     },
+    /// All unsafe code outside the kernel under AddressSanitizer: unit tests, stories and the demo.
+    Sanitize,
     /// Deliberately broken variants of the product (tests/mutations), or the one NAMEd: a story has to notice each.
     Mutate {
         /// A file of tests/mutations, without `.patch`.
@@ -114,6 +117,7 @@ fn main() -> Result<()> {
         Verb::Soak { arguments } => demo::soak(&arguments),
         Verb::Limits => demo::limits(),
         Verb::Fuzz { seconds, executions, targets } => fuzz::run(fuzz::Enough { seconds, executions }, &targets),
+        Verb::Sanitize => sanitize::run(),
         Verb::Mutate { name } => mutate::run(name.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {
