@@ -81,7 +81,7 @@ pub const VALUE_SETS: [(&str, &[&str]); 12] = [
 /// There is no helm, or it refuses the chart.
 pub fn files() -> Result<Vec<(String, String)>> {
     let manifests = template(&[&format!("--set={WITHOUT_DEFINITIONS}")])?;
-    let mut files = vec![(MANIFESTS.to_owned(), HEAD.to_owned() + &manifests)];
+    let mut files = vec![(MANIFESTS.to_owned(), HEAD.to_owned() + &with_rights_of_agents_last(&manifests))];
     for (file, setting) in DEFINITIONS {
         let only = format!("--set={WITHOUT_DEFINITIONS},{setting}=true");
         files.push((file.to_owned(), HEAD.to_owned() + &template(&[&only, "--show-only=templates/crds.yaml"])?));
@@ -93,6 +93,24 @@ pub fn files() -> Result<Vec<(String, String)>> {
         files.push((format!("tests/chart/{name}.diff"), text));
     }
     Ok(files)
+}
+
+/// kubectl deletes in the order of the file: an agent that is told to leave can still ask whether it is for good.
+fn with_rights_of_agents_last(manifests: &str) -> String {
+    let (rights, others): (Vec<&str>, Vec<&str>) = objects(manifests).partition(|object| is_right_of_agents(object));
+    others.into_iter().chain(rights).map(|object| format!("---\n{object}")).collect()
+}
+
+/// Texts of all objects of a file.
+fn objects(manifests: &str) -> impl Iterator<Item = &str> {
+    manifests.split("---\n").skip(1)
+}
+
+/// The agents' account, a role of it, or the binding of one.
+fn is_right_of_agents(object: &str) -> bool {
+    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+    let has = |wanted: &str| object.lines().any(|line| line == wanted);
+    kinds.iter().any(|kind| has(&format!("kind: {kind}"))) && has("  name: mesh-agent")
 }
 
 /// What helm makes of the chart, without the names of its files.
@@ -191,6 +209,29 @@ mod tests {
         }
     }
 
+    #[test]
+    #[ignore = "needs Helm: cargo xtask test --cluster"]
+    fn no_namespace_at_all_is_no_list_of_excluded_ones() {
+        let refused = template(&["--set-json", "cni.excludeNamespaces=[]"]).expect_err("an empty list").to_string();
+        assert!(
+            refused.contains("values don't meet the specifications") && refused.contains("excludeNamespaces"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn agents_lose_their_rights_after_they_are_told_to_leave() {
+        let text = read(MANIFESTS);
+        let all: Vec<&str> = objects(&text).collect();
+        let place =
+            |is_wanted: &dyn Fn(&str) -> bool| all.iter().position(|object| is_wanted(object)).expect("it is there");
+        let of_agents = place(&|object| object.contains("kind: DaemonSet\n"));
+        assert!(place(&is_right_of_agents) > of_agents);
+        assert_eq!(all.iter().filter(|object| is_right_of_agents(object)).count(), 5);
+        // Without this kubectl sorts by kinds, DaemonSets last.
+        assert!(read("deploy/manifests/kustomization.yaml").contains("\nsortOptions: {order: fifo}\n"));
+    }
+
     /// Dotted names of all that values.yaml sets to something that is no map of its own.
     fn leaves(values: &str) -> BTreeSet<String> {
         let mut above: Vec<&str> = Vec::new();
@@ -265,5 +306,22 @@ mod tests {
             assert!(chart.lines().any(|found| found == line), "{line}");
         }
         assert!(read("deploy/helm/values.yaml").contains(&format!("repository: {}\n", crate::dist::NAME)));
+        let image = format!("image: {}:{}\n", crate::dist::NAME, crate::dist::VERSION);
+        assert!(read("deploy/docs/detach.yaml").contains(&image), "{image}");
+    }
+
+    #[test]
+    fn what_takes_the_mesh_off_a_node_finds_it_where_the_chart_puts_it() {
+        let (detach, chart) = (read("deploy/docs/detach.yaml"), read(MANIFESTS));
+        // The agent's default is the node's hierarchy; here it is only looked at.
+        let has_place = |line: &&str| {
+            let line = line.trim_start();
+            (line.starts_with("- --") && !line.starts_with("- --cgroup-root=")) || line.starts_with("- {name: ")
+        };
+        let places: Vec<&str> = detach.lines().filter(has_place).map(str::trim).collect();
+        assert_eq!(places.len(), 16, "{places:?}");
+        for place in places {
+            assert!(chart.lines().any(|line| line.trim() == place), "{place} is not in {MANIFESTS}");
+        }
     }
 }
