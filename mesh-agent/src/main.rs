@@ -10,6 +10,7 @@ use mesh_agent::{
     control::causes,
 };
 
+#[cfg(not(sanitized))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

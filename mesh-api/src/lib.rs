@@ -24,6 +24,8 @@ pub mod proto {
     pub use prost_types as wellknown;
 }
 
+/// Versions of the CNI protocol that the plug-in speaks, oldest first; the agent installs it where one of them is spoken.
+pub const CNI_VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Type URL of `istio.workload.Address`.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of `istio.security.Authorization`.

@@ -21,6 +21,22 @@ pub enum Verb {
     CollectGarbage,
 }
 
+impl Verb {
+    const ALL: [Self; 6] = [Self::Add, Self::Delete, Self::Check, Self::Version, Self::Status, Self::CollectGarbage];
+
+    /// As the specification spells it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Delete => "DEL",
+            Self::Check => "CHECK",
+            Self::Version => "VERSION",
+            Self::Status => "STATUS",
+            Self::CollectGarbage => "GC",
+        }
+    }
+}
+
 /// A pod, from CNI_ARGS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodName {
@@ -86,17 +102,9 @@ fn exists(path: &Path) -> bool {
 }
 
 fn read_verb(text: &str) -> Result<Verb, Failure> {
-    Ok(match text {
-        "ADD" => Verb::Add,
-        "DEL" => Verb::Delete,
-        "CHECK" => Verb::Check,
-        "VERSION" => Verb::Version,
-        "STATUS" => Verb::Status,
-        "GC" => Verb::CollectGarbage,
-        _ => {
-            let reason = format!("{text:?} is not ADD, DEL, CHECK, VERSION, STATUS or GC");
-            return Err(Failure::Environment { name: "CNI_COMMAND", reason });
-        }
+    Verb::ALL.into_iter().find(|verb| verb.text() == text).ok_or_else(|| {
+        let all = Verb::ALL.map(Verb::text).join(", ");
+        Failure::Environment { name: "CNI_COMMAND", reason: format!("{text:?} is none of {all}") }
     })
 }
 
@@ -179,7 +187,12 @@ mod tests {
     fn a_verb_that_is_none_is_named() {
         for command in ["", "add", "UPDATE"] {
             let error = read(&[("CNI_COMMAND", command)]).unwrap_err();
-            assert!(error.starts_with(&format!("4 CNI_COMMAND: {command:?} is not")), "{error}");
+            assert!(
+                error.starts_with(&format!(
+                    "4 CNI_COMMAND: {command:?} is none of ADD, DEL, CHECK, VERSION, STATUS, GC"
+                )),
+                "{error}"
+            );
         }
         assert!(read(&[]).is_err());
     }

@@ -155,6 +155,7 @@ mod tests {
     #[test]
     fn versions_are_in_order() {
         assert!(Version::ALL.is_sorted());
+        assert_eq!(Version::ALL.map(Version::text), mesh_api::CNI_VERSIONS);
         for version in Version::ALL {
             assert_eq!(Version::read(version.text()), Ok(version));
         }

@@ -67,7 +67,7 @@ fn answer(call: &Call, configuration: Configuration) -> Result<String, Failure> 
     let since = |first: Version| match configuration.version >= first {
         true => Ok(()),
         false => {
-            Err(Failure::Version(format!("{:?} is not in cniVersion {}", call.verb, configuration.version.text())))
+            Err(Failure::Version(format!("{} is not in cniVersion {}", call.verb.text(), configuration.version.text())))
         }
     };
     match call.verb {
@@ -99,7 +99,12 @@ async fn add(call: &Call, configuration: Configuration) -> Result<String, Failur
         return Err(Failure::Environment { name: "CNI_NETNS", reason: format!("{} is not there", path.display()) });
     }
     let is_excluded = configuration.excludes(&sandbox.namespace);
-    let addresses = result::addresses(result)?.iter().map(ToString::to_string).collect();
+    let addresses = match result::addresses(result) {
+        Ok(addresses) => addresses.iter().map(ToString::to_string).collect(),
+        // An agent that cannot be asked about it holds none of these up.
+        Err(_) if is_excluded => return Ok(passed_on(result)),
+        Err(failure) => return Err(failure),
+    };
     let patience = if is_excluded { Duration::ZERO } else { PATIENCE };
     let agent = Agent { socket: &configuration.socket, patience };
     match agent.add(CniAddRequest { sandbox: Some(sandbox), addresses }).await {

@@ -124,7 +124,7 @@ impl Daemon {
         let certificates =
             IstioCertificateServiceServer::new(self.certificates).max_decoding_message_size(CERTIFICATE_REQUEST_BYTES);
         tracing::info!(%listen, %metrics, debug = %operators, "serving");
-        let connections = listen::connections(self.grpc, self.tls, listeners.agents);
+        let connections = listen::connections(self.grpc, self.tls, listeners.agents, limits::AGENTS);
         let served = Server::builder()
             .max_concurrent_streams(limits::STREAMS)
             .initial_stream_window_size(limits::WINDOW)

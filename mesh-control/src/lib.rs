@@ -5,6 +5,7 @@ mod begin;
 mod ca;
 mod compile;
 pub mod daemon;
+pub mod descriptors;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_control::{
     daemon::Daemon,
+    descriptors,
     operator::RotateRoot,
     privileges,
     settings::{LogFormat, Settings},
@@ -49,6 +50,7 @@ async fn run() -> anyhow::Result<()> {
     let settings = Settings::parse();
     privileges::shed()?;
     start_log(&settings)?;
+    descriptors::raise_limit()?;
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(stop_on_signal(stop)?);
     Daemon::start(&settings, stopping).await?.serve().await

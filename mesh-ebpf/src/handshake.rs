@@ -172,9 +172,9 @@ fn accepted(ops: *mut bpf_sock_ops) {
     let Some(end) = end(context) else { return };
     let Some(pod) = pod_of(end.namespace) else { return };
     let tuple = Tuple::new(end.remote, end.local);
-    // Only its kind is of interest: the whole of it would be an eighth of the stack.
+    // The whole of it would be an eighth of the stack.
     // SAFETY: plain bytes, read before the entry is removed.
-    let ticket = unsafe { TICKET.get(&tuple) }.map(Ticket::kind);
+    let ticket = unsafe { TICKET.get(&tuple) }.map(|ticket| (ticket.kind(), ticket.namespace()));
     if ticket.is_some() {
         let _ = TICKET.remove(&tuple);
     }
@@ -187,17 +187,19 @@ fn accepted(ops: *mut bpf_sock_ops) {
         }
         return;
     }
-    if ticket == Some(Some(TicketKind::Pod)) {
+    // None once the pod that dialled has been withdrawn: then this end is all that is known.
+    let source = ticket.and_then(|(_, namespace)| pod_of(namespace));
+    if ticket.is_some_and(|(kind, _)| kind == Some(TicketKind::Pod)) && source.is_some() {
         return;
     }
     let mut flow = Flow::new(Direction::Inbound, pod, end.namespace, end.local, end.remote);
     match (ticket, pending) {
-        (Some(_), _) => flow.add(FlowFlags::PROBE),
+        (Some((Some(TicketKind::Node), _)), _) => flow.add(FlowFlags::PROBE),
         (None, Some(original)) => {
             flow.original = original;
             flow.add(FlowFlags::AGENT);
         }
-        (None, None) => flow.add(unseen(&end, pod)),
+        _ => flow.add(unseen(&end, pod)),
     }
     watch(context);
     telemetry::established(context, &mut flow);

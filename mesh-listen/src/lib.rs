@@ -10,7 +10,7 @@ mod pages;
 mod refusals;
 mod scanner;
 
-pub use gate::{Gate, Place};
+pub use gate::{Crowd, Gate, Place};
 pub use meter::{Budget, Fault, Meter};
 pub use metered::Metered;
 pub use pages::pages;

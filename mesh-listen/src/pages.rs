@@ -16,7 +16,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -59,7 +60,7 @@ pub async fn pages(listener: TcpListener, router: Router, refusals: Arc<Refusals
 
 /// One connection from its first byte to its last.
 async fn converse(
-    socket: TcpStream,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
     refusals: &Refusals,
@@ -119,5 +120,65 @@ impl<S: Service<hyper::Request<Incoming>>> Service<hyper::Request<Incoming>> for
     fn call(&self, request: hyper::Request<Incoming>) -> Self::Future {
         self.has_asked.store(true, Relaxed);
         self.service.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        task::JoinHandle,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    const PAGE: usize = 1 << 20;
+
+    /// A connection that has asked for a page which does not fit between the two, and its server.
+    async fn asks(refusals: &Arc<Refusals>) -> (DuplexStream, JoinHandle<()>) {
+        let (mut client, server) = duplex(16 << 10);
+        let router = Router::new().route("/", get(async || vec![b'x'; PAGE]));
+        let place = Gate::new(limits::PAGES).enter(None).expect("a place");
+        let refusals = refusals.clone();
+        let served = tokio::spawn(async move {
+            let peer = ([127, 0, 0, 1], 1).into();
+            converse(server, peer, router, &refusals, place, std::future::pending()).await;
+        });
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it listens");
+        (client, served)
+    }
+
+    fn timeouts(refusals: &Refusals) -> u64 {
+        refusals.counts().filter(|(reason, _)| *reason == Reason::Timeout).map(|(_, count)| count).sum()
+    }
+
+    /// The clock stands still while anything can go on, and is put to the next deadline when nothing can.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_read_is_given_up_after_two_minutes_and_counted() {
+        let refusals = Arc::new(Refusals::of("15020"));
+        let begun = Instant::now();
+        let (mut client, served) = asks(&refusals).await;
+        served.await.expect("it ends by itself");
+        assert_eq!(begun.elapsed().as_secs(), (limits::PAGE_LIFETIME + limits::ANSWER_TIMEOUT).as_secs());
+        assert_eq!(timeouts(&refusals), 1);
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.expect("what was under way, and an end");
+        assert!(heard.len() < PAGE, "{} bytes", heard.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_read_slowly_within_that_time_arrives_whole() {
+        let refusals = Arc::new(Refusals::of("15020"));
+        let (mut client, served) = asks(&refusals).await;
+        let (mut part, mut heard) = (vec![0; 16 << 10], 0);
+        while heard < PAGE {
+            sleep(Duration::from_secs(1)).await;
+            heard += client.read(&mut part).await.expect("it is being given");
+        }
+        drop(client);
+        served.await.expect("it ends");
+        assert_eq!(timeouts(&refusals), 0);
     }
 }

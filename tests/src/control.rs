@@ -114,6 +114,14 @@ impl Control {
         self.daemon.set_clock(offset);
     }
 
+    /// From its next start on its clock is the machine's again.
+    ///
+    /// # Panics
+    /// When it was not put off.
+    pub fn forgets_clock(&self) {
+        self.daemon.forget_clock();
+    }
+
     /// Stops the daemon in its tracks (SIGSTOP).
     pub fn hang(&self) {
         self.daemon.signal(Signal::STOP);

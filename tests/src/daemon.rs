@@ -45,8 +45,13 @@ impl Daemon {
 
     /// Starts it without waiting for anything.
     pub(crate) fn start(&self, place: &Place, words: &[String]) {
+        *self.lock() = Some(place.start(&self.clocked(words), &self.log));
+    }
+
+    /// The line that starts it, under the clock that it was given.
+    fn clocked(&self, words: &[String]) -> Vec<String> {
         // The wall clock alone is another's: a machine that is put right does not live through its hours again either.
-        let clocked: Vec<String> = match self.clock.exists() {
+        let mut line: Vec<String> = match self.clock.exists() {
             false => Vec::new(),
             true => [
                 "env".to_owned(),
@@ -57,7 +62,8 @@ impl Daemon {
             ]
             .into(),
         };
-        *self.lock() = Some(place.start(&[&clocked, words].concat(), &self.log));
+        line.extend_from_slice(words);
+        line
     }
 
     /// Starts another beside the one that runs; that one is now one of the former, if the new one says `marker` in the log.
@@ -67,7 +73,7 @@ impl Daemon {
     pub(crate) fn is_followed(&self, place: &Place, words: &[String], marker: &str) -> Result<(), String> {
         let before = self.log();
         let count = before.matches(marker).count();
-        let mut next = place.start(words, &self.log);
+        let mut next = place.start(&self.clocked(words), &self.log);
         let has_ended = eventually(&format!("{} is followed", self.name), LIMIT, || {
             let ended = next.ended();
             match self.log().matches(marker).count() > count {
@@ -120,6 +126,11 @@ impl Daemon {
     pub(crate) fn set_clock(&self, offset: &str) {
         let fresh = self.clock.with_extension("fresh");
         std::fs::write(&fresh, offset).and_then(|()| std::fs::rename(&fresh, &self.clock)).expect("the slot has room");
+    }
+
+    /// From its next start on its clock is the machine's again.
+    pub(crate) fn forget_clock(&self) {
+        std::fs::remove_file(&self.clock).expect("it had a clock of its own");
     }
 
     pub(crate) fn kill(&self) {

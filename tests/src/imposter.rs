@@ -12,9 +12,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use mesh_api::proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+use mesh_api::proto::{
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+        aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    },
+    wellknown::Any,
 };
 use tokio::sync::{broadcast, oneshot};
 use tonic::{
@@ -105,6 +108,9 @@ impl Imposter {
     }
 
     /// Says this to every agent.
+    ///
+    /// # Panics
+    /// When none listens.
     pub fn says(&self, response: &DeltaDiscoveryResponse) {
         self.says.send(response.clone()).expect("an agent listens");
     }
@@ -120,6 +126,18 @@ impl Drop for Imposter {
     fn drop(&mut self) {
         drop(self.stop.take());
         self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// An answer with one resource: bytes that say they are of `is`, in an answer of `of`.
+pub fn answer(of: &str, name: &str, is: &str, value: &[u8]) -> DeltaDiscoveryResponse {
+    let any = Any { type_url: is.to_owned(), value: value.to_vec() };
+    let resource = Resource { version: "1".to_owned(), resource: Some(any), name: name.to_owned() };
+    DeltaDiscoveryResponse {
+        type_url: of.to_owned(),
+        nonce: format!("{:x}", fastrand::u32(..)),
+        resources: vec![resource],
+        ..DeltaDiscoveryResponse::default()
     }
 }
 

@@ -183,6 +183,14 @@ impl Node {
         self.daemon.set_clock(offset);
     }
 
+    /// From its next start on its clock is the machine's again.
+    ///
+    /// # Panics
+    /// When it was not put off.
+    pub fn forgets_clock(&self) {
+        self.daemon.forget_clock();
+    }
+
     /// Kills the agent as a crash would.
     pub fn kill_agent(&self) {
         self.daemon.kill();

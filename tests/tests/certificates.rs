@@ -1,7 +1,7 @@
 //! Where certificates come from: an authority of the operator's own, renewal while traffic runs, and nobody else's name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -15,7 +15,13 @@ use mesh_api::proto::{
     ca::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
     wellknown::{Struct, Value, value::Kind},
 };
-use mesh_tests::{App, LIMIT, Mesh, Setup, eventually, forge::Authority, node::Node, peer, protocol::Behaviour};
+use mesh_tests::{
+    App, LIMIT, Mesh, Setup, eventually,
+    forge::Authority,
+    node::Node,
+    peer,
+    protocol::{Behaviour, Storm},
+};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use tonic::{Code, Status};
 
@@ -112,6 +118,39 @@ fn serials(node: &Node) -> Result<BTreeMap<String, String>, String> {
             Ok(own.map(|row| (row.identity, row.serial)).collect())
         }
     }
+}
+
+/// Six lives, twelve renewals.
+#[test]
+#[ignore = "takes three minutes: `cargo xtask test --long`"]
+fn for_three_minutes_certificates_live_thirty_seconds_and_no_connection_notices() {
+    let control_arguments = ["--certificate-lifetime", "30s"].map(str::to_owned).into();
+    let mesh = Mesh::with(Setup { control_arguments, ..Setup::default() });
+    let [web, far] = [("web", "node-a"), ("far", "node-b")]
+        .map(|(name, node)| mesh.app(name).on(node).serving(80, Behaviour::Name).echoing_on(81));
+    let lasting = [web.opens(far.at(81)), far.opens(web.at(81))];
+    let nodes = [mesh.node("node-a"), mesh.node("node-b")];
+    let (mut seen, mut made) = ([BTreeSet::new(), BTreeSet::new()], 0);
+
+    let since = std::time::Instant::now();
+    while since.elapsed() < Duration::from_secs(180) {
+        for (from, to) in [(&web, far.at(80)), (&far, web.at(80)), (&web, far.at_v6(80))] {
+            let storm = Storm { to: vec![to], connections: 200, threads: 4, per_second: 200, same_address: true };
+            let report = from.makes(storm);
+            assert_eq!((report.answered, report.failed), (200, 0), "after {:?}: {report:?}", since.elapsed());
+            made += report.answered;
+        }
+        for (node, seen) in nodes.iter().zip(&mut seen) {
+            seen.extend(serials(node).expect("all are valid").into_values());
+        }
+        for conversation in &lasting {
+            conversation.still_works();
+        }
+    }
+
+    eprintln!("{made} connections, certificates: {:?}", seen.each_ref().map(BTreeSet::len));
+    assert!(seen.iter().all(|serials| (10..=16).contains(&serials.len())), "{seen:?}");
+    assert!(made > 10_000, "{made} connections are no load");
 }
 
 #[test]

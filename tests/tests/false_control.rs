@@ -5,15 +5,11 @@ use std::{thread, time::Duration};
 
 use mesh_api::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, MESH_CONFIG_TYPE,
-    proto::{
-        discovery::{DeltaDiscoveryResponse, Resource},
-        wellknown::Any,
-        workload::{Address, PortList, TunnelProtocol, Workload, address},
-    },
+    proto::workload::{Address, PortList, TunnelProtocol, Workload, address},
 };
 use mesh_tests::{
     App, LIMIT, Mesh, eventually, identity,
-    imposter::{Babbler, Imposter},
+    imposter::{Babbler, Imposter, answer},
     node::Node,
 };
 use prost::Message;
@@ -39,18 +35,6 @@ impl Pods {
     fn work(&self) {
         self.web.dial(&self.far).is_answered();
         self.api.dial(&self.far).is_refused();
-    }
-}
-
-/// An answer with one resource: bytes that say they are of `is`, in an answer of `of`.
-fn answer(of: &str, name: &str, is: &str, value: &[u8]) -> DeltaDiscoveryResponse {
-    let any = Any { type_url: is.to_owned(), value: value.to_vec() };
-    let resource = Resource { version: "1".to_owned(), resource: Some(any), name: name.to_owned() };
-    DeltaDiscoveryResponse {
-        type_url: of.to_owned(),
-        nonce: format!("{:x}", fastrand::u32(..)),
-        resources: vec![resource],
-        ..DeltaDiscoveryResponse::default()
     }
 }
 

@@ -5,10 +5,22 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_tests::{App, LIMIT, Mesh, Setup, eventually, identity, node::Node};
+use mesh_api::{
+    AUTHORIZATION_TYPE,
+    proto::{
+        discovery::DeltaDiscoveryResponse,
+        security::{Action, Authorization, Scope},
+    },
+};
+use mesh_tests::{
+    App, LIMIT, Mesh, Setup, eventually, identity,
+    imposter::{Imposter, answer},
+    node::Node,
+};
+use prost::Message;
 
 /// Two callers and a server on node-a, a server on node-b; `api` may reach neither.
 struct Pods {
@@ -104,6 +116,79 @@ fn agents_that_restart_without_control_go_on_with_their_last_view_and_their_keys
     works(&pods);
 }
 
+/// An answer of another type than workloads.
+fn a_policy_that_selects_nothing() -> DeltaDiscoveryResponse {
+    let policy = Authorization {
+        name: "other".to_owned(),
+        namespace: "elsewhere".to_owned(),
+        scope: Scope::WorkloadSelector as i32,
+        action: Action::Deny as i32,
+        ..Authorization::default()
+    };
+    answer(AUTHORIZATION_TYPE, "elsewhere/other", AUTHORIZATION_TYPE, &policy.encode_to_vec())
+}
+
+/// A pod that came within the second before its agent's end is in no View on disk. What is direct is not cut for that: neither
+/// by that View nor by the first answers of control, which come type by type.
+#[test]
+fn a_connection_of_a_pod_that_the_view_on_disk_does_not_know_lives_until_control_has_named_the_workloads() {
+    let mesh = Mesh::new();
+    let pods = pods(&mesh);
+    let node = mesh.node("node-a");
+    let early = fs::read(node.cached_view()).expect("the agent has written it");
+    let late = mesh.app("late").on("node-a").echoing_on(80);
+    let direct = pods.web.opens(late.at(80));
+    direct.still_works();
+    let is_direct = |row: &mesh_api::proto::admin::SocketRow| {
+        row.pod == "default/web"
+            && row.endpoint == late.at(80).to_string()
+            && row.connection_security_policy == "node_local"
+    };
+    assert!(node.admin().sockets().expect("the agent lists its connections").iter().any(is_direct));
+
+    mesh.control().kill();
+    node.kill_agent();
+    fs::write(node.cached_view(), early).expect("our own file");
+    node.start_agent();
+    node.is_ready();
+    let state_of_late = || {
+        let rows = node.admin().workloads().map_err(|status| status.to_string())?;
+        rows.into_iter()
+            .find(|row| row.name == "late")
+            .map(|row| row.state)
+            .ok_or_else(|| "it is not listed".to_owned())
+    };
+    assert_eq!(state_of_late().as_deref(), Ok("pending"), "the View on disk knows the pod");
+    assert!(node.admin().status().expect("the agent answers").view_cached_at > 0);
+    direct.still_works();
+
+    let imposter = Imposter::of(mesh.control());
+    eventually(
+        "both agents listen",
+        LIMIT,
+        || if imposter.listeners() == 2 { Ok(()) } else { Err("not yet".to_owned()) },
+    );
+    imposter.says(&a_policy_that_selects_nothing());
+    eventually("the View is no longer the one from disk", LIMIT, || {
+        match node.admin().status().map_err(|status| status.to_string())? {
+            status if status.view_cached_at == 0 => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    });
+    assert_eq!(direct.end_within(Duration::from_secs(2)), None);
+    direct.still_works();
+
+    drop(imposter);
+    mesh.control().start();
+    eventually("control has named the workloads", LIMIT, || match state_of_late()?.as_str() {
+        "enrolled" => Ok(()),
+        state => Err(state.to_owned()),
+    });
+    direct.still_works();
+    mesh.policy("no-web-late").on(&late).deny(identity("ns/default/sa/web"));
+    direct.is_cut_within(Duration::from_secs(3));
+}
+
 #[test]
 fn a_damaged_view_on_disk_is_refused_and_reported_until_control_is_back() {
     let agent_arguments = ["--direct-max-age", "5s"].map(str::to_owned).into();
@@ -132,6 +217,10 @@ fn a_damaged_view_on_disk_is_refused_and_reported_until_control_is_back() {
         if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
     });
     eventually("the agent answers", LIMIT, || node.admin().status().map_err(|status| status.to_string()));
+    let running = Instant::now();
+    while running.elapsed() < Duration::from_secs(3) {
+        pods.web.dial(&pods.near).is_refused();
+    }
     node.counted("mesh_view_cache_failures_total", 1, &[]);
 
     mesh.control().start();

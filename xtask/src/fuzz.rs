@@ -1,11 +1,12 @@
-//! `cargo xtask fuzz [--seconds N] [TARGET]`: the fuzz targets of `fuzz/`, one after the other, each for so long, under
-//! AddressSanitizer. What they find stays in TARGET/fuzz: inputs that reach new code in `corpus`, those that crash in
-//! `artifacts`. The seeds in `fuzz/corpus` are only read.
+//! `cargo xtask fuzz [--seconds N] [--executions N] [TARGET]..`: the fuzz targets of `fuzz/`, one after the other, each for so
+//! long or so often, whichever is first, under AddressSanitizer. What they find stays in TARGET/fuzz: inputs that reach new code
+//! in `corpus`, those that crash in `artifacts`. The seeds in `fuzz/corpus` are only read.
 
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -21,25 +22,32 @@ const MOST_MEGABYTES: u32 = 2048;
 /// What is shown of the output of a target that failed.
 const SHOWN_LINES: usize = 60;
 
-/// Runs every target, or the one that is named, for `seconds`, and sums up.
+/// When a target has done enough.
+#[derive(Debug, Clone, Copy)]
+pub struct Enough {
+    /// For so long,
+    pub seconds: u32,
+    /// or so often.
+    pub executions: Option<u64>,
+}
+
+/// Runs every target, or those that are named, and sums up.
 ///
 /// # Errors
 /// When there is no such target, a build fails, or a target crashed, leaked or hung; all others run before that is said.
-pub fn run(seconds: u32, only: Option<&str>) -> Result<()> {
+pub fn run(enough: Enough, only: &[String]) -> Result<()> {
     let mut targets = targets()?;
-    if let Some(only) = only {
-        if !targets.iter().any(|target| target == only) {
-            bail!("no fuzz target {only:?}; there are {}", targets.join(", "));
-        }
-        targets.retain(|target| target == only);
+    if let Some(unknown) = only.iter().find(|name| !targets.contains(name)) {
+        bail!("no fuzz target {unknown:?}; there are {}", targets.join(", "));
     }
+    targets.retain(|target| only.is_empty() || only.contains(target));
     setup::fuzz()?;
     ebpf::build()?;
     let home = workspace::target_directory()?.join("fuzz");
-    let binaries = build(&home, only)?;
+    let binaries = build(&home)?;
     let mut reports = Vec::new();
     for target in targets {
-        reports.push(fuzz(&home, &binaries, target, seconds)?);
+        reports.push(fuzz(&home, &binaries, target, enough)?);
     }
     println!("{}", table(&reports));
     let failed: Vec<&Report> = reports.iter().filter(|report| report.has_failed).collect();
@@ -76,14 +84,12 @@ fn targets() -> Result<Vec<String>> {
 }
 
 /// Builds the targets; the directory in which their programs are.
-fn build(home: &Path, only: Option<&str>) -> Result<PathBuf> {
-    let version = shell::answer(Command::new("rustc").arg("-vV").current_dir(workspace::root()));
-    let version = version.context("`rustc -vV` does not answer")?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+fn build(home: &Path) -> Result<PathBuf> {
+    let host = workspace::host()?;
     let target_directory = home.join("build");
     let mut command = workspace::cargo();
-    command.args(["fuzz", "build", "--fuzz-dir"]).arg(directory()).args(["--sanitizer", SANITIZER, "--target", host]);
-    command.arg("--target-dir").arg(&target_directory).args(only);
+    command.args(["fuzz", "build", "--fuzz-dir"]).arg(directory()).args(["--sanitizer", SANITIZER, "--target", &host]);
+    command.arg("--target-dir").arg(&target_directory);
     // The options of sanitizers are unstable; the compiler is the pinned one all the same.
     command.env("RUSTC_BOOTSTRAP", "1").env("PATH", setup::path_with_cargo_binaries());
     command.env("MESH_EBPF_OBJECT", ebpf::object_path()?);
@@ -92,7 +98,7 @@ fn build(home: &Path, only: Option<&str>) -> Result<PathBuf> {
 }
 
 /// Runs one target to its end, whatever that is.
-fn fuzz(home: &Path, binaries: &Path, target: String, seconds: u32) -> Result<Report> {
+fn fuzz(home: &Path, binaries: &Path, target: String, enough: Enough) -> Result<Report> {
     let (found, artifacts) = (home.join("corpus").join(&target), home.join("artifacts").join(&target));
     let (seeds, dictionary) = (directory().join("corpus").join(&target), dictionary(&target));
     for directory in [&found, &artifacts] {
@@ -101,7 +107,8 @@ fn fuzz(home: &Path, binaries: &Path, target: String, seconds: u32) -> Result<Re
     let log = home.join(format!("{target}.log"));
     let mut command = Command::new(binaries.join(&target));
     command
-        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-max_total_time={}", enough.seconds))
+        .args(enough.executions.map(|most| format!("-runs={most}")))
         .arg(format!("-timeout={SLOW_SECONDS}"))
         .arg(format!("-rss_limit_mb={MOST_MEGABYTES}"))
         // With the separator at its end: it is put before the file's name.
@@ -112,9 +119,11 @@ fn fuzz(home: &Path, binaries: &Path, target: String, seconds: u32) -> Result<Re
         .env("RUST_BACKTRACE", "1")
         .stderr(File::create(&log).with_context(|| format!("cannot write {}", log.display()))?);
     shell::say(&shell::text(&command));
+    let begun = Instant::now();
     let status = command.status().with_context(|| format!("cannot start the fuzz target {target}"))?;
+    let seconds = begun.elapsed().as_secs();
     let output = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-    let report = Report { has_failed: !status.success(), log, ..Report::read(target, &output) };
+    let report = Report { has_failed: !status.success(), log, seconds, ..Report::read(target, &output) };
     if report.has_failed {
         let lines: Vec<&str> = output.lines().collect();
         eprintln!("{}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n"));
@@ -132,6 +141,7 @@ fn dictionary(target: &str) -> Option<PathBuf> {
 struct Report {
     target: String,
     executions: u64,
+    seconds: u64,
     /// Features of the code that the seeds do not reach.
     new_features: u64,
     /// Files of the inputs that crashed it, leaked or hung.
@@ -167,10 +177,10 @@ impl Report {
 
 fn table(reports: &[Report]) -> String {
     let row = |report: &Report| {
-        let Report { target, executions, new_features, crashes, .. } = report;
-        format!("{target:<22}{executions:>14}{new_features:>16}{:>10}", crashes.len())
+        let Report { target, executions, seconds, new_features, crashes, .. } = report;
+        format!("{target:<22}{executions:>14}{seconds:>10}{new_features:>16}{:>10}", crashes.len())
     };
-    let head = format!("{:<22}{:>14}{:>16}{:>10}", "target", "executions", "new features", "crashes");
+    let head = format!("{:<22}{:>14}{:>10}{:>16}{:>10}", "target", "executions", "seconds", "new features", "found");
     std::iter::once(head).chain(reports.iter().map(row)).collect::<Vec<_>>().join("\n")
 }
 
@@ -209,7 +219,7 @@ stat::average_exec_per_sec:     300
         assert_eq!(report.crashes, ["/t/crash-0a"]);
         let shown = table(&[report]);
         let row: Vec<&str> = shown.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(row, ["manifest", "600", "40", "1"]);
+        assert_eq!(row, ["manifest", "600", "0", "40", "1"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod invariants;
 mod lint;
 mod mutate;
 mod render;
+mod sanitize;
 mod setup;
 mod shell;
 mod sizes;
@@ -51,6 +52,9 @@ enum Verb {
         /// Only the tests that need Kubernetes, on API servers of their own; needs Go.
         #[arg(long)]
         cluster: bool,
+        /// Only the stories that take minutes.
+        #[arg(long, conflicts_with = "cluster")]
+        long: bool,
     },
     /// A real Kubernetes on this machine; needs Go.
     Cluster {
@@ -85,14 +89,19 @@ enum Verb {
     },
     /// Measures slow readers, idle connections, crowds and many pods, and prints the figures.
     Limits,
-    /// Fuzzes every parser that meets bytes from outside, or one TARGET; fails when one crashes, leaks or hangs.
+    /// Fuzzes every parser that meets bytes from outside, or some TARGETs; fails when one crashes, leaks or hangs.
     Fuzz {
         /// For how long each target runs.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
-        /// A file of fuzz/fuzz_targets, without `.rs`.
-        target: Option<String>,
+        /// How many inputs are enough before that.
+        #[arg(long)]
+        executions: Option<u64>,
+        /// Files of fuzz/fuzz_targets, without `.rs`.
+        targets: Vec<String>,
     },
+    /// All unsafe code outside the kernel under AddressSanitizer: unit tests, stories and the demo.
+    Sanitize,
     /// Deliberately broken variants of the product (tests/mutations), or the one NAMEd: a story has to notice each.
     Mutate {
         /// A file of tests/mutations, without `.patch`.
@@ -110,8 +119,9 @@ fn main() -> Result<()> {
         Verb::BuildEbpf => ebpf::build(),
         Verb::Build => binaries::build(),
         Verb::Demo { check } => demo::run(check),
-        Verb::Test { filter, cluster: true } => test::on_kubernetes(filter.as_deref()),
-        Verb::Test { filter, cluster: false } => test::run(filter.as_deref()),
+        Verb::Test { filter, cluster: true, .. } => test::on_kubernetes(filter.as_deref()),
+        Verb::Test { filter, long: true, .. } => test::long(filter.as_deref()),
+        Verb::Test { filter, .. } => test::run(filter.as_deref()),
         Verb::Cluster { verb } => cluster::run(&verb),
         Verb::Dist(arguments) => dist::run(&arguments),
         Verb::Render => render::run(),
@@ -119,7 +129,8 @@ fn main() -> Result<()> {
         Verb::Torture { arguments } => demo::torture(&arguments),
         Verb::Soak { arguments } => demo::soak(&arguments),
         Verb::Limits => demo::limits(),
-        Verb::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+        Verb::Fuzz { seconds, executions, targets } => fuzz::run(fuzz::Enough { seconds, executions }, &targets),
+        Verb::Sanitize => sanitize::run(),
         Verb::Mutate { name } => mutate::run(name.as_deref()),
         Verb::Lint => lint::run(),
         Verb::Ci => {

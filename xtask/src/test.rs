@@ -1,4 +1,5 @@
-//! `cargo xtask test [FILTER]`: all tests but those that need Kubernetes or Helm, which `--cluster` runs; with one summary.
+//! `cargo xtask test [FILTER]`: all tests but those that need Kubernetes or Helm, which `--cluster` runs, and stories that take
+//! minutes, which `--long` runs; with one summary.
 
 use std::{
     io::{BufRead, BufReader},
@@ -22,6 +23,20 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
+    Summary::of(&mut command)?.judge(filter)
+}
+
+/// Runs the stories that take minutes, one after the other.
+///
+/// # Errors
+/// As [`run`].
+pub fn long(filter: Option<&str>) -> Result<()> {
+    shell::require_root("test --long")?;
+    setup::everything()?;
+    binaries::build()?;
+    let mut command = workspace::cargo();
+    command.args(["test", "--package", "mesh-tests", "--locked", "--no-fail-fast", "--", "--ignored"]);
+    command.arg("--test-threads=1").args(filter);
     Summary::of(&mut command)?.judge(filter)
 }
 

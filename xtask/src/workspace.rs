@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::shell;
+
 /// The root of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
@@ -43,6 +45,17 @@ pub fn path_maps() -> Result<[String; 2]> {
     let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("a home directory")?;
     let map = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     Ok([map(root(), "/mesh"), map(&cargo_home, "/cargo")])
+}
+
+/// The compiler's own target, like `x86_64-unknown-linux-gnu`.
+///
+/// # Errors
+/// When the compiler does not answer.
+pub fn host() -> Result<String> {
+    let version = shell::answer(Command::new("rustc").arg("-vV").current_dir(root()));
+    let version = version.context("`rustc -vV` does not answer")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc names no host")
 }
 
 /// All `.rs` files below `directory` (relative to the root), sorted; empty when there is no such directory.

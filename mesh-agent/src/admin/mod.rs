@@ -81,7 +81,8 @@ pub struct Node {
 /// How far the agent is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
-    /// No View yet, or a worker has not beaten for it yet: connections through the agent are refused.
+    /// No View yet, or a worker has not beaten for it yet: connections through the agent are refused. Or the CNI plug-in, which
+    /// this agent is to keep in place, has not been there yet.
     Starting,
     /// A worker thread has ended: its share of connections is refused.
     WorkerLost,
@@ -117,6 +118,10 @@ impl Node {
         }
         if self.workers.iter().any(|worker| !worker.is_alive()) {
             return Readiness::WorkerLost;
+        }
+        // Pods would start first and be enrolled afterwards.
+        if self.installer.as_ref().is_some_and(|installer| !installer.was_in_place()) {
+            return Readiness::Starting;
         }
         let limit = Duration::from_nanos(mesh_common::HEARTBEAT_MAX_AGE_NS);
         let is_late = |age: Option<Duration>| age.is_none_or(|age| age > limit);

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use crate::{
     certificates::Vault,
-    cni::Installer,
-    config::Config,
+    cni::{self, Installer},
+    config::{CniSettings, Config},
     enrol::{self, Enrolment},
     kernel::Kernel,
     kubernetes::{Api, Cluster, SharedOutside},
@@ -21,6 +21,8 @@ use super::{AgentError, running::Groups};
 pub(super) struct Outfit {
     api: Api,
     installer: Option<Arc<Installer>>,
+    /// Where the plug-in is not wanted any more.
+    cleared: Option<CniSettings>,
 }
 
 /// At work.
@@ -38,8 +40,12 @@ impl Outfit {
     pub(super) async fn of(config: &Config) -> Result<Option<Self>, AgentError> {
         let Some(settings) = &config.kubernetes else { return Ok(None) };
         let api = Api::new(&config.node, settings).await?;
-        let installer = settings.cni.as_ref().map(|cni| Installer::new(cni, &config.admin_socket())).transpose()?;
-        Ok(Some(Self { api, installer }))
+        let (wanted, cleared) = match &settings.cni {
+            Some(cni) if cni.is_wanted => (Some(cni), None),
+            cni => (None, cni.clone()),
+        };
+        let installer = wanted.map(|cni| Installer::new(cni, &config.admin_socket())).transpose()?;
+        Ok(Some(Self { api, installer, cleared }))
     }
 
     /// The agent is in charge: all of it runs from here on.
@@ -50,7 +56,10 @@ impl Outfit {
         pods: watch::Receiver<u64>,
         groups: &Groups,
     ) -> OnKubernetes {
-        let Self { api, installer } = self;
+        let Self { api, installer, cleared } = self;
+        if let Some(Err(error)) = cleared.map(|cni| cni::remove(&cni.conf_dir, &cni.bin_dir)) {
+            tracing::error!(%error, "the CNI plug-in was not taken out completely, and goes on holding pods");
+        }
         let cluster = Cluster::new(api, &config.kernel.cgroup_root, enrolment);
         for task in cluster.tasks(pods) {
             groups.spawn(&groups.owned, task);

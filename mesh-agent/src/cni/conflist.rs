@@ -1,5 +1,6 @@
 //! Lists of CNI configurations as text: with the plug-in in them, and without. Never touches a file.
 
+use mesh_api::CNI_VERSIONS;
 use serde_json::{Map, Value, json};
 
 use crate::config::PLUGIN;
@@ -13,6 +14,9 @@ pub(crate) enum ListError {
     /// It is no JSON; perhaps it is being written.
     #[error("is no JSON: {0}")]
     Json(String),
+    /// The plug-in does not speak it, and would refuse every pod.
+    #[error("is of cniVersion {0:?}, which the plug-in does not speak: {all} are", all = CNI_VERSIONS.join(", "))]
+    Version(String),
     /// It has no plug-ins.
     #[error("has no plug-in that makes a network")]
     Empty,
@@ -31,6 +35,18 @@ impl List {
         let is_plugin = |entry: &Value| entry["type"].as_str().is_some_and(|name| !name.is_empty());
         let is_usable = list.plugins().iter().any(|entry| is_plugin(entry) && !is_ours(entry));
         if is_usable { Ok(list) } else { Err(ListError::Empty) }
+    }
+
+    /// Whether the plug-in can be called with it.
+    ///
+    /// # Errors
+    /// [`ListError::Version`].
+    pub(crate) fn is_spoken(&self) -> Result<(), ListError> {
+        let version = self.0.get("cniVersion").and_then(Value::as_str).unwrap_or("0.1.0");
+        match CNI_VERSIONS.contains(&version) {
+            true => Ok(()),
+            false => Err(ListError::Version(version.to_owned())),
+        }
     }
 
     fn plugins(&self) -> &[Value] {

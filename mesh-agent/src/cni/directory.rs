@@ -69,6 +69,7 @@ pub(super) fn insert(directory: &Path, entry: &Value) -> Result<bool, DirectoryE
     let first = first.ok_or_else(|| DirectoryError::None(directory.to_owned()))?;
     let text = fs::read_to_string(&first).map_err(failed(&first))?;
     let list = read(&first, &text)?;
+    list.is_spoken().map_err(|error| unreadable(&first, error))?;
     if list.holds(entry) {
         return Ok(false);
     }
@@ -140,8 +141,11 @@ fn is_same(before: &Path, list: &List) -> bool {
 }
 
 fn read(path: &Path, text: &str) -> Result<List, DirectoryError> {
-    let unreadable = |error: ListError| DirectoryError::Unreadable { path: path.to_owned(), reason: error.to_string() };
-    List::read(text).map_err(unreadable)
+    List::read(text).map_err(|error| unreadable(path, error))
+}
+
+fn unreadable(path: &Path, error: ListError) -> DirectoryError {
+    DirectoryError::Unreadable { path: path.to_owned(), reason: error.to_string() }
 }
 
 fn is_list(path: &Path) -> bool {

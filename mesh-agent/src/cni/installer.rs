@@ -6,7 +6,10 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -49,11 +52,11 @@ pub enum InstallerError {
 pub struct Installer {
     settings: CniSettings,
     entry: Value,
-    /// The program, to be written; its file on the node, as it was left.
-    program: Vec<u8>,
     state: Mutex<State>,
     /// What is wrong; empty when it is in place.
     fault: ArcSwap<String>,
+    /// It has been in place: what happens to it later is repaired, and a matter for `check`.
+    was_in_place: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -72,26 +75,31 @@ struct Mark {
 }
 
 impl Installer {
-    /// Reads the program; changes nothing yet. `socket`: the agent's, by the node's name of it.
+    /// Changes nothing yet. `socket`: the agent's, by the node's name of it.
     ///
     /// # Errors
     /// The program cannot be read.
     pub fn new(settings: &CniSettings, socket: &Path) -> Result<Arc<Self>, InstallerError> {
         let path = settings.plugin.clone();
-        let program = fs::read(&path).map_err(|source| InstallerError::Program { path, source })?;
+        fs::File::open(&path).map_err(|source| InstallerError::Program { path, source })?;
         let entry = json!({"type": PLUGIN, "socket": socket, "excludeNamespaces": settings.excluded});
         Ok(Arc::new(Self {
             settings: settings.clone(),
             entry,
-            program,
             state: Mutex::default(),
             fault: ArcSwap::from_pointee("not installed yet".into()),
+            was_in_place: AtomicBool::default(),
         }))
     }
 
     /// What is wrong with the plug-in; empty when it is in place.
     pub fn fault(&self) -> Arc<String> {
         self.fault.load_full()
+    }
+
+    /// Whether it has been in place since this agent is in charge.
+    pub fn was_in_place(&self) -> bool {
+        self.was_in_place.load(Ordering::Relaxed)
     }
 
     /// Keeps it in place; never ends.
@@ -132,19 +140,26 @@ impl Installer {
         if !fault.is_empty() && **self.fault.load() != fault {
             tracing::warn!(fault, "the CNI plug-in is not in place: pods start before they are enrolled");
         }
+        self.was_in_place.fetch_or(fault.is_empty(), Ordering::Relaxed);
         self.fault.store(Arc::new(fault));
     }
 
     fn install(&self, state: &mut State) -> Result<bool, InstallerError> {
         let path = self.settings.bin_dir.join(PLUGIN);
-        let failed = |source| InstallerError::Program { path: path.clone(), source };
-        let is_new = state.installed.is_none() || mark(&path) != state.installed;
-        // After a restart it may be there as it should be.
-        let is_missing = is_new && fs::read(&path).ok().as_ref() != Some(&self.program);
-        if is_missing {
-            files::replace_program(&path, &self.program).map_err(failed)?;
+        let mut is_missing = false;
+        if state.installed.is_none() || mark(&path) != state.installed {
+            // Only now, and not kept: it is megabytes.
+            let plugin = &self.settings.plugin;
+            let unread = |source| InstallerError::Program { path: plugin.clone(), source };
+            let program = fs::read(plugin).map_err(unread)?;
+            // After a restart it may be there as it should be.
+            is_missing = fs::read(&path).ok().as_ref() != Some(&program);
+            if is_missing {
+                let unwritten = |source| InstallerError::Program { path: path.clone(), source };
+                files::replace_program(&path, &program).map_err(unwritten)?;
+            }
+            state.installed = mark(&path);
         }
-        state.installed = mark(&path);
         Ok(directory::insert(&self.settings.conf_dir, &self.entry)? | is_missing)
     }
 
@@ -191,6 +206,7 @@ mod tests {
             fs::write(root.join("mesh-cni"), "program").unwrap();
             fs::write(root.join("conf/10-net.conflist"), NET).unwrap();
             let settings = CniSettings {
+                is_wanted: true,
                 conf_dir: root.join("conf"),
                 bin_dir: root.join("bin"),
                 plugin: root.join("mesh-cni"),
@@ -246,11 +262,16 @@ mod tests {
         fs::remove_file(node.0.join("conf/10-net.conflist")).unwrap();
         installer.look();
         assert!(installer.fault().contains("there is no CNI configuration yet"), "{}", installer.fault());
+        fs::write(node.0.join("conf/10-net.conflist"), NET.replace("1.0.0", "0.2.0")).unwrap();
+        installer.look();
+        assert!(installer.fault().contains("is of cniVersion \"0.2.0\""), "{}", installer.fault());
+        assert!(!node.list().contains("mesh-cni") && !installer.was_in_place());
         fs::write(node.0.join("conf/10-net.conflist"), NET).unwrap();
         installer.look();
         assert_eq!(*installer.fault(), "");
         fs::remove_dir_all(node.0.join("bin")).unwrap();
         installer.look();
+        assert!(installer.was_in_place(), "that is for `check` to say");
         assert!(installer.fault().contains("bin/mesh-cni"), "{}", installer.fault());
         fs::create_dir(node.0.join("bin")).unwrap();
     }

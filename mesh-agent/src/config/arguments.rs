@@ -119,6 +119,9 @@ pub struct KubernetesArguments {
     /// The node's directory of CNI programs, /opt/cni/bin on most: the agent installs its plug-in there.
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Option<PathBuf>,
+    /// Take the plug-in off the node instead: of one where it was installed before.
+    #[arg(long)]
+    pub cni_remove: bool,
     /// The plug-in's program, to be installed; default: mesh-cni beside the agent's own program.
     #[arg(long, value_name = "FILE")]
     pub cni_plugin: Option<PathBuf>,

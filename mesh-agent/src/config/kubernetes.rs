@@ -24,6 +24,8 @@ pub struct KubernetesSettings {
 /// Where the plug-in is installed, and what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CniSettings {
+    /// Whether it is to be there.
+    pub is_wanted: bool,
     /// Of the node's CNI configurations.
     pub conf_dir: PathBuf,
     /// Of the node's CNI programs.
@@ -53,12 +55,13 @@ pub(super) fn check(given: &KubernetesArguments, note: &mut impl FnMut(&str, Str
     Some(KubernetesSettings { kubeconfig: given.kubeconfig.clone(), daemon_set, cni })
 }
 
-fn given_names(given: &KubernetesArguments) -> [(&'static str, bool); 6] {
+fn given_names(given: &KubernetesArguments) -> [(&'static str, bool); 7] {
     [
         ("kubeconfig", given.kubeconfig.is_some()),
         ("daemon-set", given.daemon_set.is_some()),
         ("cni-conf-dir", given.cni_conf_dir.is_some()),
         ("cni-bin-dir", given.cni_bin_dir.is_some()),
+        ("cni-remove", given.cni_remove),
         ("cni-plugin", given.cni_plugin.is_some()),
         ("cni-exclude-namespaces", !given.cni_exclude_namespaces.is_empty()),
     ]
@@ -97,13 +100,18 @@ fn check_cni(
         }
     }
     let plugin = given.cni_plugin.clone().or_else(beside_own_program);
-    if plugin.as_deref().is_none_or(|plugin| !plugin.is_file()) {
+    if given.cni_remove {
+        for (name, _) in given_names(given)[5..].iter().filter(|(_, is_given)| *is_given) {
+            note(name, "means nothing with --cni-remove".into());
+        }
+    } else if plugin.as_deref().is_none_or(|plugin| !plugin.is_file()) {
         note("cni-plugin", format!("there is no program at {}", shown(plugin.as_deref())));
     }
     for namespace in given.cni_exclude_namespaces.iter().filter(|namespace| !is_label(namespace)) {
         note("cni-exclude-namespaces", format!("{namespace:?} is not the name of a namespace"));
     }
     Some(CniSettings {
+        is_wanted: !given.cni_remove,
         conf_dir: conf_dir.clone(),
         bin_dir: bin_dir.clone(),
         plugin: plugin.unwrap_or_default(),
@@ -177,12 +185,17 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_malformed_is_named() {
-        let cases: [(&[&str], &str); 7] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["--daemon-set=mesh-agent"], "--daemon-set: \"mesh-agent\" is not of the form NAMESPACE/NAME"),
             (&["--daemon-set=Mesh/agent"], "--daemon-set: \"Mesh/agent\" is not of the form NAMESPACE/NAME"),
             (&["--cni-conf-dir=/c"], "--cni-bin-dir: is needed beside --cni-conf-dir"),
             (&["--cni-bin-dir=/b"], "--cni-conf-dir: is needed beside --cni-bin-dir"),
             (&["--cni-exclude-namespaces=a"], "--cni-exclude-namespaces: needs --cni-conf-dir and --cni-bin-dir"),
+            (&["--cni-remove"], "--cni-remove: needs --cni-conf-dir and --cni-bin-dir"),
+            (
+                &["--cni-conf-dir=/c", "--cni-bin-dir=/b", "--cni-remove", "--cni-exclude-namespaces=a"],
+                "--cni-exclude-namespaces: means nothing with --cni-remove",
+            ),
             (&["--cni-plugin=/p"], "--cni-plugin: needs --cni-conf-dir and --cni-bin-dir"),
             (&["--cni-conf-dir=/c", "--cni-bin-dir=/b", "--cni-plugin=/p"], "--cni-plugin: there is no program at /p"),
         ];

@@ -102,7 +102,7 @@ impl Claim {
             ("namespace", self.namespace == other.namespace),
             ("name", self.name == other.name),
             ("service_account", self.service_account == other.service_account),
-            ("addresses", self.addresses == other.addresses),
+            ("addresses", sorted(&self.addresses) == sorted(&other.addresses)),
             ("network_namespace", self.network_namespace == other.network_namespace),
             ("cgroup_path", self.cgroup_path == other.cgroup_path),
             ("probe_ports", self.probe_ports == other.probe_ports),
@@ -118,6 +118,13 @@ impl Claim {
     pub fn cgroup(&self) -> Result<PodCgroup, InvalidField> {
         PodCgroup::find(&self.cgroup_path).map_err(|error| invalid("cgroup_path", crate::control::causes(&error)))
     }
+}
+
+/// Runtimes and API servers name them in different orders.
+fn sorted(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let mut sorted = addresses.to_vec();
+    sorted.sort();
+    sorted
 }
 
 fn invalid(field: &'static str, reason: impl ToString) -> InvalidField {

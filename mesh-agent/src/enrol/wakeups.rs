@@ -40,7 +40,7 @@ impl Wakeups {
             }
             stays
         });
-        let mask = WatchMask::DELETE | WatchMask::MOVE | WatchMask::MODIFY | WatchMask::DELETE_SELF;
+        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE | WatchMask::MODIFY | WatchMask::DELETE_SELF;
         for path in wanted {
             if !self.watched.contains_key(path)
                 && let Ok(descriptor) = watches.add(path, mask)

@@ -11,7 +11,7 @@ use mesh_api::proto::admin::Pod as PodMessage;
 use tokio::{sync::watch, time::Instant};
 
 use super::{Cluster, place, pod::NodePod};
-use crate::enrol::EnrolError;
+use crate::enrol::{Conflict, EnrolError};
 
 /// First and longest wait after a failure.
 const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -100,7 +100,12 @@ impl Follower {
         let cgroup = place::cgroup(&self.cluster.cgroup_root, &pod.uid);
         let source = cgroup.as_deref().and_then(place::network_namespace);
         let source = source.ok_or_else(|| EnrolError::NoProcess { uid: pod.uid.clone() })?;
-        self.cluster.enrol(pod, source, pod.addresses.iter().map(ToString::to_string).collect()).await
+        let addresses = pod.addresses.iter().map(ToString::to_string).collect();
+        match self.cluster.enrol(pod, source, addresses).await {
+            // The plug-in was faster, and knows the sandbox of now.
+            Err(EnrolError::Conflict(Conflict::Differs { .. })) => Ok(()),
+            enrolled => enrolled,
+        }
     }
 
     /// Of what may change while a pod runs, only its annotation is the agent's to follow.

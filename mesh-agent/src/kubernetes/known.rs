@@ -81,6 +81,11 @@ impl Known {
         self.with(|state| state.namespaces.get_or_insert_default().insert(name, mode));
     }
 
+    /// What was asked for by name: a watch that has listed nothing yet still has to say the rest.
+    pub(super) fn learn_namespace(&self, name: &str, mode: Option<String>) {
+        self.with(|state| state.namespaces.as_mut().map(|all| all.insert(name.to_owned(), mode)));
+    }
+
     pub(super) fn remove_namespace(&self, name: &str) {
         self.with(|state| state.namespaces.get_or_insert_default().remove(name));
     }

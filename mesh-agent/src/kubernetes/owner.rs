@@ -1,7 +1,10 @@
 //! Whether the agent's own DaemonSet is still wanted. Followed all the while, because what removes it removes the agent's
 //! rights in the same moment, and afterwards the API server would only refuse to say.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::runtime::watcher::{Config, Event, watcher};
@@ -23,11 +26,14 @@ enum State {
 
 /// The last word on it.
 #[derive(Debug, Default)]
-pub(super) struct Owner(watch::Sender<State>);
+pub(super) struct Owner {
+    state: watch::Sender<State>,
+    is_namespace_ending: AtomicBool,
+}
 
 impl Owner {
     fn set(&self, daemon_set: Option<&DaemonSet>) {
-        self.0.send_modify(|state| {
+        self.state.send_modify(|state| {
             *state = match daemon_set {
                 Some(found) if found.metadata.deletion_timestamp.is_none() => State::Wanted,
                 Some(_) => State::Removed,
@@ -35,6 +41,11 @@ impl Owner {
                 None => State::Removed,
             };
         });
+    }
+
+    /// Whether its namespace is being deleted, and with it everything in it: perhaps the agents' pods before what made them.
+    pub(super) fn set_namespace(&self, is_ending: bool) {
+        self.is_namespace_ending.store(is_ending, Ordering::Relaxed);
     }
 }
 
@@ -58,8 +69,8 @@ pub(super) async fn is_removed(cluster: &Cluster) -> bool {
     if cluster.api.daemon_set.is_none() {
         return false;
     }
-    let state = *cluster.owner.0.borrow();
-    if state == State::Removed {
+    let state = *cluster.owner.state.borrow();
+    if state == State::Removed || cluster.owner.is_namespace_ending.load(Ordering::Relaxed) {
         return true;
     }
     match cluster.api.own().await {
@@ -95,7 +106,7 @@ mod tests {
         for (events, expected) in cases {
             let owner = Owner::default();
             events.iter().for_each(|event| owner.set(*event));
-            assert_eq!(*owner.0.borrow(), expected, "{} events", events.len());
+            assert_eq!(*owner.state.borrow(), expected, "{} events", events.len());
         }
     }
 }

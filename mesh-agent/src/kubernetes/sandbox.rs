@@ -1,5 +1,6 @@
 //! What the CNI plug-in asks: may this pod start? It may when steering is in force for it, or when its labels do not want it.
-//! Nothing that is uncertain lets it start: neither an API server that does not answer nor a pod that it does not know.
+//! Nothing that is uncertain lets it start: neither a pod that nobody knows nor a namespace of which nothing was ever heard.
+//! While the API server does not answer, what it said last counts, as for pods that run.
 
 use std::{path::Path, sync::Arc};
 
@@ -41,7 +42,7 @@ impl Cluster {
             return Ok(CniAddResponse { enrolled: false, reason: outside.reason().into() });
         }
         let source = Source::NetworkNamespacePath(sandbox.network_namespace_path);
-        self.enrol(&pod, source, request.addresses).await?;
+        self.enrol_new(&pod, source, request.addresses).await?;
         Ok(CniAddResponse { enrolled: true, reason: String::new() })
     }
 
@@ -104,13 +105,30 @@ impl Cluster {
             _ => {}
         }
         match (self.api.mode(&pod.namespace).await, wish) {
-            (Ok(mode), _) => Ok(pod.wish(mode.as_deref())),
+            (Ok(mode), _) => {
+                // Else what follows the watch would take back what is decided here.
+                self.known.learn_namespace(&pod.namespace, mode.clone());
+                Ok(pod.wish(mode.as_deref()))
+            }
             (Err(_), Some(wish)) => Ok(wish),
             (Err(error), None) => Err(error.into()),
         }
     }
 
-    /// Enrols a pod where it is. One that is enrolled in another sandbox is withdrawn first: that one is no more.
+    /// Enrols a pod in the sandbox that a runtime has just made. One that is enrolled in another is withdrawn first: that
+    /// one is no more.
+    async fn enrol_new(&self, pod: &NodePod, source: Source, addresses: Vec<String>) -> Result<(), EnrolError> {
+        match self.enrol(pod, source.clone(), addresses.clone()).await {
+            Err(EnrolError::Conflict(Conflict::Differs { uid, field })) => {
+                tracing::info!(uid, field, "the pod has a new sandbox");
+                self.enrolment.withdraw(uid).await?;
+                self.enrol(pod, source, addresses).await
+            }
+            enrolled => enrolled,
+        }
+    }
+
+    /// Enrols a pod where it is.
     pub(super) async fn enrol(&self, pod: &NodePod, source: Source, addresses: Vec<String>) -> Result<(), EnrolError> {
         let cgroup = place::cgroup(&self.cgroup_root, &pod.uid)
             .ok_or_else(|| EnrolError::NoCgroup { uid: pod.uid.clone(), root: self.cgroup_root.clone() })?;
@@ -125,13 +143,6 @@ impl Cluster {
             probe_ports: pod.probe_ports.iter().copied().map(u32::from).collect(),
             fail_open: pod.wants_fail_open,
         };
-        match self.enrolment.enrol(request.clone(), FailOpen::WhereAllowed).await {
-            Err(EnrolError::Conflict(Conflict::Differs { uid, field })) => {
-                tracing::info!(uid, field, "the pod has a new sandbox");
-                self.enrolment.withdraw(uid).await?;
-                self.enrolment.enrol(request, FailOpen::WhereAllowed).await
-            }
-            enrolled => enrolled,
-        }
+        self.enrolment.enrol(request, FailOpen::WhereAllowed).await
     }
 }

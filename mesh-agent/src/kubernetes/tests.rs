@@ -299,7 +299,9 @@ async fn running_pods_follow_their_labels() {
     scene.follow(pods);
     let mut expected = Vec::new();
     for (mode, does) in [(Some("ambient"), "enrol u1 [8080] false"), (None, "withdraw u1")].repeat(2) {
-        scene.change(|all| _ = all.namespaces.insert("shop".into(), mode));
+        scene.change(|all| {
+            all.namespaces.insert("shop".into(), mode);
+        });
         expected.push(does);
         scene.becomes(&expected).await;
     }

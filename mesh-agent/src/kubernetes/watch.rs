@@ -31,7 +31,11 @@ pub(super) async fn pods(cluster: Arc<Cluster>) {
     let take = |event| match event {
         Event::Init => listed.clear(),
         Event::InitApply(pod) => listed.extend(read(&pod)),
-        Event::InitDone => cluster.known.set_pods(std::mem::take(&mut listed)),
+        Event::InitDone => {
+            cluster.known.set_pods(std::mem::take(&mut listed));
+            // A list is objects as a whole, of which little is kept.
+            crate::memory::give_back();
+        }
         Event::Apply(pod) => read(&pod).into_iter().for_each(|pod| cluster.known.put_pod(pod)),
         Event::Delete(pod) => cluster.known.remove_pod(&pod.namespace().unwrap_or_default(), &pod.name_any()),
     };
@@ -43,11 +47,21 @@ pub(super) async fn namespaces(cluster: Arc<Cluster>) {
     let config = Config::default().page_size(PAGE).timeout(WATCH_SECONDS);
     let events = watcher(cluster.api.namespaces(), config);
     let mut listed = HashMap::new();
+    let own = cluster.api.daemon_set.as_ref().map(|(namespace, _)| namespace.as_str());
+    let look = |namespace: &PartialObjectMeta<Namespace>| {
+        if own == Some(namespace.name_any().as_str()) {
+            cluster.owner.set_namespace(namespace.metadata.deletion_timestamp.is_some());
+        }
+        (namespace.name_any(), mode(namespace))
+    };
     let take = |event: Event<PartialObjectMeta<Namespace>>| match event {
         Event::Init => listed.clear(),
-        Event::InitApply(namespace) => drop(listed.insert(namespace.name_any(), mode(&namespace))),
+        Event::InitApply(namespace) => listed.extend([look(&namespace)]),
         Event::InitDone => cluster.known.set_namespaces(std::mem::take(&mut listed)),
-        Event::Apply(namespace) => cluster.known.put_namespace(namespace.name_any(), mode(&namespace)),
+        Event::Apply(namespace) => {
+            let (name, mode) = look(&namespace);
+            cluster.known.put_namespace(name, mode);
+        }
         Event::Delete(namespace) => cluster.known.remove_namespace(&namespace.name_any()),
     };
     follow("namespaces", events, &cluster, take).await;

@@ -1,11 +1,11 @@
 //! What the mesh's ServiceAccounts may do, and what they have done: by the roles, and by the API server's own account of who
 //! asked for what.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
-use super::{Cluster, MESH, said, state};
+use super::{Cluster, MESH, state};
 
 /// A right, or the use of one: group, resource with its part, verb.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,11 +27,6 @@ pub struct Request {
     pub code: u64,
 }
 
-/// The moment of now, as the API server writes it: of two texts the later one is the greater.
-pub fn moment() -> String {
-    said(Command::new("date").args(["--utc", "+%FT%T.%6NZ"]).output(), "date")
-}
-
 impl Cluster {
     /// All that an account of the mesh is granted.
     pub fn granted(&self, account: &str) -> BTreeSet<Grant> {
@@ -40,16 +35,22 @@ impl Cluster {
         rules.flat_map(expanded).collect()
     }
 
-    /// All that it has asked for since a [`moment`]; none where the API server's log is somebody's.
-    pub fn requests(&self, account: &str, since: &str) -> Option<Vec<Request>> {
-        let text = self.is_ours.then(|| fs::read_to_string(state().join("log/audit.log")).expect("an audit log"))?;
-        let user = format!("system:serviceaccount:{MESH}:{account}");
-        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let is_own = |event: &Value| event["user"]["username"] == user.as_str();
-        let is_new = |event: &Value| event["requestReceivedTimestamp"].as_str().is_some_and(|at| at >= since);
-        let own = events.filter(|event| is_own(event) && is_new(event));
-        Some(own.filter_map(|event| read(&event)).flatten().collect())
+    /// How much the API server has told of who asked for what; none where its log is somebody's.
+    pub fn told(&self) -> Option<usize> {
+        self.is_ours.then(|| log().lines().count())
     }
+
+    /// All that an account has asked for after the API server had told so much.
+    pub fn requests(&self, account: &str, told: usize) -> Vec<Request> {
+        let user = format!("system:serviceaccount:{MESH}:{account}");
+        let text = log();
+        let events = text.lines().skip(told).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["user"]["username"] == user.as_str()).flat_map(|event| read(&event)).collect()
+    }
+}
+
+fn log() -> String {
+    fs::read_to_string(state().join("log/audit.log")).expect("an audit log")
 }
 
 fn expanded(rule: &Value) -> Vec<Grant> {
@@ -67,17 +68,17 @@ fn expanded(rule: &Value) -> Vec<Grant> {
     all
 }
 
-/// One, or two where a patch has made what it was for: that takes the right to create.
-fn read(event: &Value) -> Option<Vec<Request>> {
+/// An apply that makes its object uses two rights, of which the log names one.
+fn read(event: &Value) -> Vec<Request> {
     let object = &event["objectRef"];
     let part = object["subresource"].as_str().map(|part| format!("/{part}")).unwrap_or_default();
+    let (Some(resource), Some(verb)) = (object["resource"].as_str(), event["verb"].as_str()) else { return Vec::new() };
+    let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
     let grant = Grant {
         group: object["apiGroup"].as_str().unwrap_or_default().to_owned(),
-        resource: object["resource"].as_str()?.to_owned() + &part,
-        verb: event["verb"].as_str()?.to_owned(),
+        resource: resource.to_owned() + &part,
+        verb: verb.to_owned(),
     };
-    let code = event["responseStatus"]["code"].as_u64()?;
-    let has_made = grant.verb == "patch" && code == 201;
-    let creation = has_made.then(|| Request { grant: Grant { verb: "create".to_owned(), ..grant.clone() }, code });
-    Some(creation.into_iter().chain([Request { grant, code }]).collect())
+    let made = (verb == "patch" && code == 201).then(|| Grant { verb: "create".to_owned(), ..grant.clone() });
+    [grant].into_iter().chain(made).map(|grant| Request { grant, code }).collect()
 }

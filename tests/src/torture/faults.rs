@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::torture::{
     load::Kind,
+    misled::{babble_for_control, garble_resources, put_agents_clock_off, put_controls_clock_ahead},
     stage::Stage,
     strikes::{
         damage_manifests, degrade_link, deny_and_allow, drop_packets, exhaust_descriptors, fill_disk, fill_maps,
@@ -54,6 +55,8 @@ const CARRIED: &[Kind] =
 /// What crosses the link and begins while it is broken; what is established must live.
 const NEW_ACROSS: &[Kind] =
     &[Kind::NewCarried, Kind::NewBack, Kind::NewService, Kind::Download, Kind::Upload, Kind::Plain];
+/// What begins between nodes; what is established must live.
+const BEGINS_ACROSS: &[Kind] = &[Kind::NewCarried, Kind::NewBack, Kind::NewService, Kind::Download, Kind::Upload];
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -257,5 +260,50 @@ pub const FAULTS: &[Fault] = &[
         hold: seconds(20),
         ends_agent: false,
         strike: degrade_link,
+    },
+    Fault {
+        name: "clock of an agent 2 h ahead",
+        part: Part::Pods,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(10),
+        ends_agent: false,
+        strike: |stage, hold| put_agents_clock_off(stage, "+2h", "ok", hold),
+    },
+    Fault {
+        name: "clock of an agent 2 h behind",
+        part: Part::Pods,
+        costs: BEGINS_ACROSS,
+        waits: false,
+        hold: seconds(10),
+        ends_agent: false,
+        strike: |stage, hold| put_agents_clock_off(stage, "-2h", "failed", hold),
+    },
+    Fault {
+        name: "clock of control 2 h ahead",
+        part: Part::Control,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(10),
+        ends_agent: false,
+        strike: put_controls_clock_ahead,
+    },
+    Fault {
+        name: "control speaks no protocol",
+        part: Part::Control,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(10),
+        ends_agent: false,
+        strike: babble_for_control,
+    },
+    Fault {
+        name: "control says what makes no sense",
+        part: Part::Pods,
+        costs: NOTHING,
+        waits: false,
+        hold: seconds(6),
+        ends_agent: false,
+        strike: garble_resources,
     },
 ];

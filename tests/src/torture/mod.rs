@@ -3,6 +3,7 @@
 
 mod faults;
 mod load;
+mod misled;
 mod soak;
 mod stage;
 mod strikes;

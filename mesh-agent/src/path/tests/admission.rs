@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,6 +18,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use super::super::{
+    accept::Accepted,
+    inbound,
+    local::{Local, PodState},
+};
 use crate::{
     certificates::WorkloadCertificate,
     drain::Drain,
@@ -187,6 +193,34 @@ async fn one_more_handshake_than_a_pod_may_have_is_reset_and_those_before_it_sta
     drop(silent);
     let freed = async { while ground.peer(ground.authority.issue(identity("web")), identity("db")).await.is_err() {} };
     timeout(SOON, freed).await.expect("the places are free again");
+}
+
+/// The places are taken by nobody: thousands of real tunnels would take a minute.
+#[tokio::test]
+async fn one_more_tunnel_than_a_pod_may_have_is_reset_and_one_that_finds_a_place_stands() {
+    let mut ground = Ground::new().await;
+    let context = ground.node.context.clone();
+    let drain = Drain::default();
+    let state = Rc::new(PodState::new(ground.db.clone(), drain, context.telemetry.listeners.dialled.clone()));
+    let mut taken = vec![state.tunnels.clone(); hbone::TUNNELS];
+    let listener = TcpListener::bind((ground.db.addresses[0], 0)).await.unwrap();
+    crate::net::prepare(&listener, crate::net::Leg::Outside).unwrap();
+    ground.hbone = listener.local_addr().unwrap();
+    let serve = async || {
+        let (socket, peer) = listener.accept().await.unwrap();
+        inbound::serve(Local::new(1, context.clone()), state.clone(), Accepted { socket, peer }).await;
+    };
+
+    let (client, ()) = tokio::join!(TcpStream::connect(ground.hbone), serve());
+    super::node::is_refused(client).await;
+    let page = ground.node.metrics();
+    assert!(page.contains(r#"response_flags="OVERLOAD""#), "{page}");
+
+    taken.pop();
+    tokio::select! {
+        peer = ground.peer(ground.authority.issue(identity("web")), identity("db")) => drop(peer.unwrap()),
+        () = serve() => panic!("the tunnel has ended"),
+    }
 }
 
 #[tokio::test]

@@ -39,7 +39,11 @@ impl Way {
         match self {
             Self::Helm => drop(cluster.helm(&["uninstall", "mesh", "--wait", "--ignore-not-found"])),
             Self::Manifests => {
-                drop(cluster.kubectl(&["delete", "-k", "deploy/manifests", "--ignore-not-found", "--wait"]))
+                // As deploy/docs/install.md has it: in a namespace that ends, pods may go before their DaemonSet.
+                let agents =
+                    ["-n", MESH, "delete", "daemonset", "mesh-agent", "--cascade=foreground", "--ignore-not-found"];
+                cluster.kubectl(&agents);
+                cluster.kubectl(&["delete", "-k", "deploy/manifests", "--ignore-not-found", "--wait"]);
             }
         }
         // The namespace is gone when its pods are.

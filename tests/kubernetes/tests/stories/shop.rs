@@ -81,7 +81,7 @@ impl<'a> Shop<'a> {
     /// It is still there, and answered.
     pub fn holds(&self, pod: &str) {
         let run = |line: &str| self.cluster.exec(self.name(), pod, &["sh", "-c", line]);
-        let lives = run("cat /tmp/held 2>/dev/null; pgrep nc >/dev/null && echo lives");
+        let lives = run("cat /tmp/held 2>/dev/null; pidof nc >/dev/null && echo lives");
         assert_eq!(lives.as_deref(), Ok("lives"), "the connection that {pod} holds was cut");
         let echoed = || run("wc -c </tmp/echoed")?.parse::<usize>().map_err(|error| error.to_string());
         let before = echoed().expect("what was answered until now");

@@ -211,6 +211,7 @@ fn probes_of_a_strict_workload_pass_and_whoever_else_comes_from_a_node_is_refuse
 
     // Probes need no agent.
     cluster.send_agents_away();
+    // Ten probes of each kind: one that fails takes the pod out at once.
     std::thread::sleep(std::time::Duration::from_secs(10));
     let status = cluster.json(&["-n", SHOP, "get", "pod", "probed"])["status"].clone();
     assert_eq!(ready(&status), "True", "{status}");
