@@ -308,10 +308,12 @@ fn a_full_disk_is_counted_and_nothing_else_comes_of_it() {
     let pods = pods(&mesh);
     let node = mesh.node("node-a");
     let state = node.cached_view().parent().expect("a directory").to_owned();
+    let kept = fs::read(node.cached_view()).expect("the agent has written it");
     let size = c"size=64k,mode=700";
     rustix::mount::mount("full", &state, "tmpfs", rustix::mount::MountFlags::empty(), size).expect("a small tmpfs");
+    fs::write(node.cached_view(), &kept).expect("it has room for this");
     let filler = state.join("filler");
-    fs::write(&filler, vec![0; 65536]).expect("it has room for this");
+    fs::write(&filler, vec![0; 65536 - kept.len().next_multiple_of(4096)]).expect("and for this");
 
     mesh.policy("no-web-far").on(&pods.far).deny(identity("ns/default/sa/web"));
     pods.web.dial(&pods.far).is_refused();
