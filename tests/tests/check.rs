@@ -101,7 +101,7 @@ fn app(mesh: &Mesh, name: &str) -> App {
 
 fn a_map_is_full(mesh: &Mesh) -> Mend<'_> {
     let (web, near) = (app(mesh, "web"), app(mesh, "near"));
-    let kept: Vec<_> = (0..FLOWS / 2).map(|_| web.opens(near.at(80))).collect();
+    let kept: Vec<_> = (0..FLOWS).map(|_| web.opens(near.at(80))).collect();
     Box::new(move || drop(kept))
 }
 
