@@ -16,7 +16,7 @@ pub const NAME: u16 = 83;
 const SERVICE: u16 = 8000;
 /// Pods and ends of connections that an agent's maps have room for.
 pub const PODS: u16 = 8;
-pub const FLOWS: usize = 1024;
+pub const FLOWS: usize = 512;
 
 /// A mesh of two nodes under STRICT, with the pods that the load needs.
 pub struct Stage {
