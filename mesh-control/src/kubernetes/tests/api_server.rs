@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
@@ -69,6 +70,12 @@ impl ApiServer {
         let id = text.split(' ').next().and_then(|word| word.parse().ok()).expect("a process number");
         let process = rustix::process::Pid::from_raw(id).expect("a process number");
         rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
+        // It holds its port until all of its memory is given back.
+        let until = Instant::now() + Duration::from_secs(10);
+        while TcpListener::bind(self.address()).is_err() {
+            assert!(Instant::now() < until, "the API server outlives being killed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Makes etcd forget all earlier versions of everything.
