@@ -36,6 +36,8 @@ static PLACES: AtomicU32 = AtomicU32::new(0);
 struct Objects {
     pods: BTreeMap<String, Value>,
     namespaces: BTreeMap<String, Option<&'static str>>,
+    /// A namespace that is being deleted.
+    ending: Option<&'static str>,
     is_silent: bool,
     version: u64,
 }
@@ -106,7 +108,17 @@ async fn pods(State(all): State<Shared>, Query(query): Query<BTreeMap<String, St
 }
 
 async fn namespaces(State(all): State<Shared>, Query(query): Query<BTreeMap<String, String>>) -> Response {
-    list(&all, &query, |all| all.namespaces.iter().map(|(name, mode)| namespace(name, *mode)).collect())
+    let told = |all: &Objects| {
+        let one = |(name, mode): (&String, &Option<&'static str>)| {
+            let mut one = namespace(name, *mode);
+            if all.ending == Some(name) {
+                one["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            }
+            one
+        };
+        all.namespaces.iter().map(one).collect()
+    };
+    list(&all, &query, told)
 }
 
 /// A node with one pod, whose one process is this one.
@@ -146,6 +158,13 @@ impl Scene {
         for task in self.cluster.tasks(pods) {
             self.tasks.spawn(task);
         }
+    }
+
+    /// What the watches have told so far: the pod, and its namespace's label.
+    fn knows(&self, pod: &Value, mode: Option<&str>) {
+        let known = serde_json::from_value(pod.clone()).unwrap();
+        self.cluster.known.set_pods(pod::NodePod::read(&known, None).into_iter().collect());
+        self.cluster.known.set_namespaces([("shop".to_owned(), mode.map(str::to_owned))].into());
     }
 
     fn change(&self, change: impl FnOnce(&mut Objects)) {
@@ -262,13 +281,64 @@ async fn a_label_that_the_watch_has_not_told_of_counts() {
 
     // What the watch said last counts when there is no answer, for pods that it knows.
     let scene = Scene::with(pod(None, None), None).await;
-    let known = serde_json::from_value(pod(None, None)).unwrap();
-    scene.cluster.known.set_pods(pod::NodePod::read(&known, None).into_iter().collect());
-    scene.cluster.known.set_namespaces([("shop".to_owned(), None)].into());
+    scene.knows(&pod(None, None), None);
     scene.change(|all| all.is_silent = true);
     assert_eq!(scene.add().await, Ok((false, LABEL.to_owned())));
     scene.cluster.known.set_namespaces([].into());
     assert_eq!(scene.add().await, Err(Code::Unavailable));
+}
+
+#[tokio::test]
+async fn what_a_start_has_learned_is_not_taken_back_by_what_the_watch_said_before() {
+    let pod = pod(None, Some("10.0.0.1"));
+    let scene = Scene::with(pod.clone(), Some("ambient")).await;
+    scene.knows(&pod, None);
+    assert_eq!(scene.add().await.map(|answer| answer.0), Ok(true));
+    let (_changes, pods) = values::channel(0);
+    scene.tasks.spawn(Follower::new(scene.cluster.clone(), pods).run());
+    // It looks at the pod, and leaves it where it is.
+    let is_seen = || scene.script.lock().unwrap().asked.len() > 1;
+    while !is_seen() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(scene.script.lock().unwrap().asked, ["enrol u1 [8080] false", "fail-open u1 false"]);
+}
+
+#[tokio::test]
+async fn only_a_runtime_knows_of_a_new_sandbox() {
+    let pod = pod(None, Some("10.0.0.1"));
+    let scene = Scene::with(pod.clone(), Some("ambient")).await;
+    scene.knows(&pod, Some("ambient"));
+    let differs = Conflict::Differs { uid: "u1".into(), field: "addresses" };
+    scene.script.lock().unwrap().refusals.push_back(differs.into());
+    let (_changes, pods) = values::channel(0);
+    scene.tasks.spawn(Follower::new(scene.cluster.clone(), pods).run());
+    scene.becomes(&["enrol u1 [8080] false"]).await;
+    scene.cluster.changed.notify_one();
+    scene.becomes(&["enrol u1 [8080] false", "enrol u1 [8080] false"]).await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_namespace_is_being_deleted_is_not_wanted_any_more() {
+    let scene = Scene::with(pod(None, None), None).await;
+    scene.change(|all| _ = all.namespaces.insert("mesh-system".into(), None));
+    let daemon_set = Some(("mesh-system".to_owned(), "mesh-agent".to_owned()));
+    let settings = KubernetesSettings { kubeconfig: Some(scene.place.join("kubeconfig")), daemon_set, cni: None };
+    let api = Api::new("node-a", &settings).await.unwrap();
+    let cluster = Cluster::new(api, &scene.place, Enrolment::scripted().0);
+    scene.tasks.spawn(watch::namespaces(cluster.clone()));
+    while cluster.known.mode("mesh-system").is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!cluster.is_removed().await);
+    scene.change(|all| all.ending = Some("mesh-system"));
+    for _ in 0..400 {
+        if cluster.is_removed().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it stays although its namespace goes");
 }
 
 #[tokio::test]
