@@ -121,6 +121,12 @@ fn while_others_are_served(call: impl Fn() -> Result<(), String> + Send + Sync, 
     });
 }
 
+/// Whether the last of so many connections that say nothing is ended, while the others are still there.
+fn is_one_too_many(count: usize, open: impl Fn() -> Attacker) -> bool {
+    let mut crowd: Vec<_> = (0..count).map(|_| open()).collect();
+    crowd.pop().is_some_and(|mut last| last.is_ended())
+}
+
 /// Resident memory of a process, in bytes.
 fn resident(process: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
@@ -182,8 +188,8 @@ fn whatever_comes_to_the_port_of_tunnels_is_ended_and_counted_and_costs_others_n
         ground.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, credentials(), 10_000).expect("a tunnel")
         });
-        let crowd = || (0..300).map(|_| Attacker::plain(outside, to)).collect::<Vec<_>>();
-        ground.refuses("half-open handshakes without end", "crowded", || crowd().len() == 300);
+        let open = || Attacker::plain(outside, to).expect("a listener");
+        ground.refuses("half-open handshakes without end", "crowded", || is_one_too_many(300, open));
 
         assert!(slow.iter_mut().chain([&mut mute]).all(Attacker::is_ended), "who says nothing is ended in time");
         assert!(ground.refused("timeout") >= timeouts + 3.0);
@@ -225,8 +231,8 @@ fn whatever_comes_to_the_control_daemon_is_ended_and_counted_and_keeps_no_agent_
         agents.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, None, 10_000).expect("a connection")
         });
-        let crowd = || (0..200).map(|_| Attacker::plain(outside, to)).collect::<Vec<_>>();
-        agents.refuses("half-open handshakes from one address", "crowded_address", || crowd().len() == 200);
+        let open = || Attacker::plain(outside, to).expect("a listener");
+        agents.refuses("half-open handshakes from one address", "crowded_address", || is_one_too_many(200, open));
         let debug = (std::net::Ipv4Addr::LOCALHOST, 15013).into();
         let slow = [
             attack_pages(outside, control.metrics_address(), Ground { listener: "15014", ..agents }),
@@ -314,10 +320,7 @@ fn attack_pages<'a>(namespace: &Namespace, to: SocketAddr, ground: Ground<'a>) -
         open().sends(&head).is_ended()
     });
     ground.refuses("an end inside a head", "truncated", || open().sends(b"GET / HTT").falls_silent().is_ended());
-    ground.refuses("connections without end", "crowded_address", || {
-        let mut crowd: Vec<_> = (0..100).map(|_| open()).collect();
-        crowd.pop().is_some_and(|mut last| last.is_ended())
-    });
+    ground.refuses("connections without end", "crowded_address", || is_one_too_many(100, open));
     Slow { attacker, ground, before }
 }
 
