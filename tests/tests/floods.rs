@@ -2,6 +2,7 @@
 //! little memory, and keeps nobody else waiting.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -121,10 +122,11 @@ fn while_others_are_served(call: impl Fn() -> Result<(), String> + Send + Sync, 
     });
 }
 
-/// Whether the last of so many connections that say nothing is ended, while the others are still there.
-fn is_one_too_many(count: usize, open: impl Fn() -> Attacker) -> bool {
+/// Whether the last of so many connections that say nothing is ended, as early as in `connect`, while the others are still there.
+fn is_one_too_many(count: usize, open: impl Fn() -> io::Result<Attacker>) -> bool {
     let mut crowd: Vec<_> = (0..count).map(|_| open()).collect();
-    crowd.pop().is_some_and(|mut last| last.is_ended())
+    let Some(last) = crowd.pop() else { return false };
+    last.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |mut last| last.is_ended())
 }
 
 /// Resident memory of a process, in bytes.
@@ -188,7 +190,7 @@ fn whatever_comes_to_the_port_of_tunnels_is_ended_and_counted_and_costs_others_n
         ground.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, credentials(), 10_000).expect("a tunnel")
         });
-        let open = || Attacker::plain(outside, to).expect("a listener");
+        let open = || Attacker::plain(outside, to);
         ground.refuses("half-open handshakes without end", "crowded", || is_one_too_many(300, open));
 
         assert!(slow.iter_mut().chain([&mut mute]).all(Attacker::is_ended), "who says nothing is ended in time");
@@ -231,7 +233,7 @@ fn whatever_comes_to_the_control_daemon_is_ended_and_counted_and_keeps_no_agent_
         agents.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, None, 10_000).expect("a connection")
         });
-        let open = || Attacker::plain(outside, to).expect("a listener");
+        let open = || Attacker::plain(outside, to);
         agents.refuses("half-open handshakes from one address", "crowded_address", || is_one_too_many(200, open));
         let debug = (std::net::Ipv4Addr::LOCALHOST, 15013).into();
         let slow = [
@@ -320,7 +322,9 @@ fn attack_pages<'a>(namespace: &Namespace, to: SocketAddr, ground: Ground<'a>) -
         open().sends(&head).is_ended()
     });
     ground.refuses("an end inside a head", "truncated", || open().sends(b"GET / HTT").falls_silent().is_ended());
-    ground.refuses("connections without end", "crowded_address", || is_one_too_many(100, open));
+    ground.refuses("connections without end", "crowded_address", || {
+        is_one_too_many(100, || Attacker::plain(namespace, to))
+    });
     Slow { attacker, ground, before }
 }
 
