@@ -1,8 +1,8 @@
 //! The client: closed loops that count operations and their latencies between a common start and end.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, thread, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,7 +17,8 @@ use crate::Mode;
 const MESSAGE: usize = 128;
 const HTTP_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
 const WRITE: usize = 256 * 1024;
-const QUEUE: usize = 512;
+/// Of one thread; a listener has room for those of several.
+const QUEUE: usize = 128;
 
 /// What was measured.
 #[derive(Serialize)]
@@ -49,6 +50,15 @@ struct Loop {
     queue: Rc<Semaphore>,
 }
 
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.latencies_ns.extend(other.latencies_ns);
+    }
+}
+
 impl Loop {
     fn count(&self, begun: Instant, bytes: usize) {
         if begun < self.start || Instant::now() > self.end {
@@ -71,33 +81,26 @@ impl Loop {
     }
 }
 
-/// Runs the load.
+/// Runs the load: a thread for each processor, if there are so many connections.
 ///
 /// # Errors
 /// The first connection fails, or nothing at all was measured.
-pub async fn load(target: SocketAddr, mode: Mode, connections: usize, length: Duration) -> Result<Report> {
-    TcpStream::connect(target).await.with_context(|| format!("connect {target}"))?;
+pub fn load(target: SocketAddr, mode: Mode, connections: usize, length: Duration) -> Result<Report> {
+    std::net::TcpStream::connect(target).with_context(|| format!("connect {target}"))?;
     let start = Instant::now() + length / 10;
-    let round =
-        Loop { target, start, end: start + length, tally: Rc::default(), queue: Rc::new(Semaphore::new(QUEUE)) };
-    let tasks = LocalSet::new();
-    for _ in 0..connections {
-        let round = round.clone();
-        tasks.spawn_local(async move {
-            let result = match mode {
-                Mode::Stream => stream(&round).await,
-                Mode::Request => request(&round).await,
-                Mode::Connect => connect(&round).await,
-                Mode::Http => http(&round).await,
-                Mode::Hold => hold(&round).await,
-            };
-            if result.is_err() {
-                round.tally.borrow_mut().errors += 1;
-            }
+    let threads = thread::available_parallelism()?.get().min(connections);
+    let mut tally = Tally::default();
+    thread::scope(|scope| -> Result<()> {
+        let share = |number| connections / threads + usize::from(number < connections % threads);
+        let shares = (0..threads).map(|number| {
+            let run = move || run(target, mode, share(number), start, start + length);
+            scope.spawn(run)
         });
-    }
-    tasks.await;
-    let mut tally = round.tally.take();
+        for thread in shares.collect::<Vec<_>>() {
+            tally.add(thread.join().map_err(|_| anyhow!("a thread of the load panicked"))??);
+        }
+        Ok(())
+    })?;
     if tally.operations == 0 {
         bail!("no operation was completed; {} errors", tally.errors);
     }
@@ -114,6 +117,29 @@ pub async fn load(target: SocketAddr, mode: Mode, connections: usize, length: Du
         p50_us: quantile(0.5),
         p99_us: quantile(0.99),
     })
+}
+
+/// One thread's share of the connections.
+fn run(target: SocketAddr, mode: Mode, connections: usize, start: Instant, end: Instant) -> Result<Tally> {
+    let round = Loop { target, start, end, tally: Rc::default(), queue: Rc::new(Semaphore::new(QUEUE)) };
+    let tasks = LocalSet::new();
+    for _ in 0..connections {
+        let round = round.clone();
+        tasks.spawn_local(async move {
+            let result = match mode {
+                Mode::Stream => stream(&round).await,
+                Mode::Request => request(&round).await,
+                Mode::Connect => connect(&round).await,
+                Mode::Http => http(&round).await,
+                Mode::Hold => hold(&round).await,
+            };
+            if result.is_err() {
+                round.tally.borrow_mut().errors += 1;
+            }
+        });
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(tasks);
+    Ok(round.tally.take())
 }
 
 async fn stream(round: &Loop) -> std::io::Result<()> {

@@ -1,5 +1,6 @@
 //! The load of the benchmark: a server and a closed-loop client, the same binary on every variant that is compared.
-//! Prints one JSON line; never judges a figure. One thread each, so that a rate is a statement about CPU cost.
+//! Prints one JSON line; never judges a figure. Both have a thread for each processor: with one each, the end that has more
+//! to do would set the rate alone, and what the other is spared would not be seen.
 
 mod client;
 mod crowd;
@@ -89,9 +90,11 @@ fn main() -> Result<()> {
     raise_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match Arguments::parse().verb {
-        Verb::Serve { listen } => runtime.block_on(server::serve(listen)),
+        Verb::Serve { listen } => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(server::serve(listen))
+        }
         Verb::Client { target, mode, connections, seconds } => {
-            let report = runtime.block_on(client::load(target, mode, connections, Duration::from_secs_f64(seconds)))?;
+            let report = client::load(target, mode, connections, Duration::from_secs_f64(seconds))?;
             println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }
