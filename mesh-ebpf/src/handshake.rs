@@ -12,9 +12,9 @@ use mesh_common::abi::{
     Direction, Endpoint, Flow, FlowFlags, MetaKind, PendingKey, Ticket, TicketKind, Tuple, meta_flags, ticket_flags,
 };
 use mesh_common::counter::Counter;
-use mesh_common::{PORT_OUTBOUND, PORT_PLAINTEXT};
+use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 
-use crate::maps::{PENDING, PODIP, PODS, SETTINGS, TICKET};
+use crate::maps::{DIRECT, PENDING, PODIP, PODS, SETTINGS, TICKET};
 use crate::socket::{self, field};
 use crate::state::{copied, count};
 use crate::telemetry;
@@ -54,8 +54,9 @@ fn end(context: &SockOpsContext) -> Option<End> {
 fn dialling(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let Some(end) = end(context) else { return };
-    if let Some(pod) = pod_of(end.namespace) {
-        return pod_dials(context, &end, pod);
+    // SAFETY: plain bytes.
+    if let Some(pod) = unsafe { PODS.get(&end.namespace) } {
+        return pod_dials(context, &end, pod.pod, pod.is_enrolled_with(&end.local.ip()));
     }
     let is_node = SETTINGS.get(0).is_some_and(|settings| settings.node_namespace == end.namespace);
     if is_node && takes_ticket(&end, 0) {
@@ -67,7 +68,7 @@ fn dialling(ops: *mut bpf_sock_ops) {
 }
 
 #[inline(always)]
-fn pod_dials(context: &SockOpsContext, end: &End, pod: u32) {
+fn pod_dials(context: &SockOpsContext, end: &End, pod: u32, is_at_home: bool) {
     let meta = socket::meta(end.socket);
     let (meta, child) = match meta.and_then(|meta| meta.kind().map(|kind| (meta, kind))) {
         Some((_, MetaKind::Exempt)) => return,
@@ -76,7 +77,8 @@ fn pod_dials(context: &SockOpsContext, end: &End, pod: u32) {
             (meta, MetaKind::PassiveDestination)
         }
         _ => {
-            if takes_ticket(end, pod) {
+            let original = meta.map_or(end.remote, |meta| meta.original());
+            if takes_ticket(end, pod) && !(is_at_home && begins_direct(context, end, pod, original)) {
                 write_ticket(end, &Ticket::new(TicketKind::Pod, 0, pod, end.namespace));
             }
             return watch(context);
@@ -87,6 +89,19 @@ fn pod_dials(context: &SockOpsContext, end: &End, pod: u32) {
         count(Counter::HandshakeMapFull);
     }
     watch(context);
+}
+
+/// Notes a connection to another pod of the node; not one to the agent. Only from an address that no other socket of the node
+/// can have, because the entry is found by its ends; whether there was room.
+#[inline(always)]
+fn begins_direct(context: &SockOpsContext, end: &End, pod: u32, original: Endpoint) -> bool {
+    if end.remote.port() == PORT_HBONE {
+        return false;
+    }
+    let mut flow = Flow::new(Direction::Outbound, pod, end.namespace, end.local, end.remote);
+    flow.original = original;
+    flow.add(FlowFlags::DIRECT);
+    telemetry::begins(context, &Tuple::new(end.local, end.remote), &flow)
 }
 
 /// Whether the destination is an enrolled pod other than `pod`, at a port that is not captured there.
@@ -124,6 +139,9 @@ fn is_watched(context: &SockOpsContext) -> bool {
 fn dialled(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let Some(end) = end(context) else { return };
+    if telemetry::establishes(context, &Tuple::new(end.local, end.remote)) {
+        return;
+    }
     let Some(pod) = pod_of(end.namespace) else { return };
     let mut flow = Flow::new(Direction::Outbound, pod, end.namespace, end.local, end.remote);
     let meta = socket::meta(end.socket);
@@ -165,19 +183,14 @@ fn way(end: &End, pod: u32) -> FlowFlags {
 }
 
 /// A listener's child is connected and not yet accepted. Of a direct connection nothing is kept at this end: what dialled is
-/// on this node and in FLOWS for both, and half the work of a short connection would be to say it twice.
+/// on this node and in DIRECT or FLOWS for both, and half the work of a short connection would be to say it twice.
 #[inline(never)]
 fn accepted(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let Some(end) = end(context) else { return };
     let Some(pod) = pod_of(end.namespace) else { return };
     let tuple = Tuple::new(end.remote, end.local);
-    // The whole of it would be an eighth of the stack.
-    // SAFETY: plain bytes, read before the entry is removed.
-    let ticket = unsafe { TICKET.get(&tuple) }.map(|ticket| (ticket.kind(), ticket.namespace()));
-    if ticket.is_some() {
-        let _ = TICKET.remove(&tuple);
-    }
+    let ticket = take_ticket(&tuple);
     let is_agents = socket::is_agents(end.socket);
     let takes_pending = if is_agents { end.local.port() == PORT_OUTBOUND } else { ticket.is_none() };
     let pending = if takes_pending { take_pending(&end, tuple) } else { None };
@@ -203,6 +216,24 @@ fn accepted(ops: *mut bpf_sock_ops) {
     }
     watch(context);
     telemetry::established(context, &mut flow);
+}
+
+/// Who dialled, and in which namespace. It speaks once.
+#[inline(always)]
+fn take_ticket(tuple: &Tuple) -> Option<(Option<TicketKind>, u64)> {
+    if let Some(direct) = DIRECT.get_ptr_mut(tuple) {
+        // SAFETY: the value is there until its socket closes, and is plain bytes. Nobody else writes what is written here.
+        let direct = unsafe { &mut *direct };
+        if direct.is_ticket() {
+            direct.taken = 1;
+            return Some((Some(TicketKind::Pod), direct.flow.namespace));
+        }
+    }
+    // The whole of it would be an eighth of the stack.
+    // SAFETY: plain bytes, read before the entry is removed.
+    let ticket = unsafe { TICKET.get(tuple) }.map(|ticket| (ticket.kind(), ticket.namespace()))?;
+    let _ = TICKET.remove(tuple);
+    Some(ticket)
 }
 
 /// Moves what the dialling socket left into META of the accepted one, and answers its original address.
@@ -232,16 +263,16 @@ fn pod_of(namespace: u64) -> Option<u32> {
 fn changed(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let (old, new) = (field!(context.ops, __bindgen_anon_1.args[0]), field!(context.ops, __bindgen_anon_1.args[1]));
+    let tuple = Tuple::new(socket::local(ops), socket::remote(ops));
     if new != BPF_TCP_CLOSE {
-        return telemetry::finished(context);
+        return telemetry::finished(context, &tuple);
     }
-    let closed = telemetry::closed(context, old);
+    let closed = telemetry::closed(context, &tuple, old);
     // An accepted socket has no ticket, and took that of the socket that dialled it when it was made.
     if closed.as_ref().is_some_and(|closed| closed.direction == Direction::Inbound || closed.is_answered) {
         return;
     }
     let Some(end) = end(context) else { return };
-    let tuple = Tuple::new(end.local, end.remote);
     // Of a handshake that never ended, and of one whose destination did not take its ticket.
     let _ = TICKET.remove(&tuple);
     if closed.is_none() {

@@ -6,14 +6,16 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release};
 use mesh_common::abi::{
     AddressEntry, BackendKey, Endpoint, Ip16, ListenKey, Listener, PodEntry, PolicyKey, PolicyValue, ProbeKey,
-    ServiceEntry, Settings, Ticket, Tuple,
+    ServiceEntry, Settings, Ticket, TicketKind, Tuple,
 };
 use mesh_common::counter::Counter;
 use mesh_common::lookup::Arrivals;
 use mesh_common::outbound::Maps;
 use mesh_common::{MAX_WORKERS, verdict};
 
-use crate::maps::{BACKENDS, COUNTERS, HEARTBEAT, LISTEN, PODIP, PODS, POLICY, PROBES, SERVICES, SETTINGS, TICKET};
+use crate::maps::{
+    BACKENDS, COUNTERS, DIRECT, HEARTBEAT, LISTEN, PODIP, PODS, POLICY, PROBES, SERVICES, SETTINGS, TICKET,
+};
 
 /// The maps of this node.
 pub struct State {
@@ -159,7 +161,13 @@ impl Arrivals for State {
 
     #[inline(always)]
     fn ticket(&self, tuple: &Tuple) -> Option<Ticket> {
-        copied!(TICKET, tuple)
+        // SAFETY: plain bytes, of which three fields are read.
+        match unsafe { DIRECT.get(tuple) } {
+            Some(direct) if direct.is_ticket() => {
+                Some(Ticket::new(TicketKind::Pod, 0, direct.flow.pod, direct.flow.namespace))
+            }
+            _ => copied!(TICKET, tuple),
+        }
     }
 
     #[inline(always)]

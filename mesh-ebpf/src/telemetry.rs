@@ -1,4 +1,4 @@
-//! What is told about connections of enrolled pods: FLOWS while they live, EVENTS when they end, or
+//! What is told about connections of enrolled pods: DIRECT and FLOWS while they live, EVENTS when they end, or
 //! have begun without being judged. Never wakes the agent per connection, and loses a record rather than delay a socket.
 
 use aya_ebpf::EbpfContext as _;
@@ -8,12 +8,43 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Direction, Flow, FlowFlags, Record, RecordKind, Totals};
+use mesh_common::abi::{DirectFlow, Direction, Flow, FlowFlags, Record, RecordKind, Totals, Tuple};
 use mesh_common::counter::Counter;
 
-use crate::maps::{EVENTS, FLOWS};
+use crate::maps::{DIRECT, EVENTS, FLOWS};
 use crate::socket::field;
 use crate::state::{count, now_ns};
+
+/// A connection between pods of the node begins; whether there was room for it.
+#[inline(always)]
+pub fn begins(context: &SockOpsContext, tuple: &Tuple, flow: &Flow) -> bool {
+    DIRECT.insert(tuple, &DirectFlow::new(cookie(context), *flow), 0).is_ok()
+}
+
+/// The handshake of a connection ended that [`begins`] noted; whether it is one.
+#[inline(always)]
+pub fn establishes(context: &SockOpsContext, tuple: &Tuple) -> bool {
+    let Some(direct) = own_direct(context, tuple) else { return false };
+    direct.flow.established_ns = now_ns();
+    count(Counter::Established);
+    true
+}
+
+/// What [`begins`] noted of this socket. Another socket with the same ends (its address is not its own) has none.
+#[inline(always)]
+fn own_direct(context: &SockOpsContext, tuple: &Tuple) -> Option<&'static mut DirectFlow> {
+    // SAFETY: a value of a map is there until it is removed, which only the callbacks of its socket do, one at a time. The
+    // destination writes `taken` alone.
+    let direct = unsafe { &mut *DIRECT.get_ptr_mut(tuple)? };
+    if direct.socket == cookie(context) { Some(direct) } else { None }
+}
+
+/// What FLOWS holds of this socket.
+#[inline(always)]
+fn own_flow(context: &SockOpsContext) -> Option<&'static mut Flow> {
+    // SAFETY: as in `own_direct`.
+    FLOWS.get_ptr_mut(&cookie(context)).map(|flow| unsafe { &mut *flow })
+}
 
 /// A handshake ended.
 #[inline(always)]
@@ -39,10 +70,19 @@ pub fn is_telling(context: &SockOpsContext) -> bool {
 /// The peer acknowledged the socket's FIN and has not sent its own. Noted because the kernel's byte counts include FINs, and
 /// the states before the end tell all about them but whether one arrives after this.
 #[inline(always)]
-pub fn finished(context: &SockOpsContext) {
-    let Some(flow) = FLOWS.get_ptr_mut(&cookie(context)) else { return };
-    // SAFETY: the entry of a socket is written only by callbacks of that socket, which the kernel runs one at a time.
-    let flow = unsafe { &mut *flow };
+pub fn finished(context: &SockOpsContext, tuple: &Tuple) {
+    match own_direct(context, tuple) {
+        Some(direct) => note_fin(context, &mut direct.flow),
+        None => {
+            if let Some(flow) = own_flow(context) {
+                note_fin(context, flow);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn note_fin(context: &SockOpsContext, flow: &mut Flow) {
     flow.add(FlowFlags::FIN_SENT);
     flow.received_at_fin = field!(context.ops, bytes_received) as u32;
 }
@@ -56,11 +96,20 @@ pub struct Closed {
 
 /// The socket is closed; none when it never was established.
 #[inline(always)]
-pub fn closed(context: &SockOpsContext, old: u32) -> Option<Closed> {
-    let socket = cookie(context);
-    let flow = FLOWS.get_ptr_mut(&socket)?;
-    // SAFETY: as in `finished`; the entry stays valid until it is removed below.
-    let flow = unsafe { &mut *flow };
+pub fn closed(context: &SockOpsContext, tuple: &Tuple, old: u32) -> Option<Closed> {
+    if let Some(direct) = own_direct(context, tuple) {
+        let closed = if direct.is_established() { Some(ended(context, &mut direct.flow, old)) } else { None };
+        let _ = DIRECT.remove(tuple);
+        return closed;
+    }
+    let closed = ended(context, own_flow(context)?, old);
+    let _ = FLOWS.remove(&cookie(context));
+    Some(closed)
+}
+
+/// Tells of the end of a connection.
+#[inline(always)]
+fn ended(context: &SockOpsContext, flow: &mut Flow, old: u32) -> Closed {
     let (acknowledged, received) = (field!(context.ops, bytes_acked), field!(context.ops, bytes_received));
     let fin_after_ours = old == BPF_TCP_FIN_WAIT2 && received as u32 != flow.received_at_fin;
     if fin_after_ours || matches!(old, BPF_TCP_CLOSE_WAIT | BPF_TCP_LAST_ACK | BPF_TCP_CLOSING) {
@@ -76,11 +125,9 @@ pub fn closed(context: &SockOpsContext, old: u32) -> Option<Closed> {
             rtt_us: field!(context.ops, srtt_us) >> 3,
             retransmits: field!(context.ops, total_retrans),
         };
-        report(RecordKind::Closed, 0, socket, flow, &totals);
+        report(RecordKind::Closed, 0, cookie(context), flow, &totals);
     }
-    let closed = Closed { direction: flow.direction(), is_answered: acknowledged > 1 };
-    let _ = FLOWS.remove(&socket);
-    Some(closed)
+    Closed { direction: flow.direction(), is_answered: acknowledged > 1 }
 }
 
 /// How many of the acknowledged bytes are SYN and FIN: the SYN is counted for the end that dialled.

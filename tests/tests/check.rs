@@ -257,7 +257,7 @@ type Fault = (&'static str, &'static str, &'static str, for<'a> fn(&'a Mesh) -> 
 const FAULTS: [Fault; 15] = [
     ("links", "failed", "connect4: detached", a_hook_is_detached),
     ("other_programs", "warning", "getpeername6: 1 in /", another_program_is_on_a_pods_cgroup),
-    ("maps", "failed", "FLOWS", a_map_is_full),
+    ("maps", "failed", "DIRECT", a_map_is_full),
     ("descriptors", "failed", "descriptors are open", descriptors_run_out),
     ("heartbeat", "failed", "worker 0", a_worker_hangs),
     ("control", "failed", "not connected to https://", control_is_away),

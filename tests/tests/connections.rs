@@ -46,7 +46,7 @@ fn twenty_thousand_connections_reach_what_they_dialled_and_leave_no_trace_in_the
     mesh.settle();
     let capture = mesh.link().capture(&[]);
     let fill = || {
-        let maps = ["PENDING", "TICKET", "LISTEN"];
+        let maps = ["PENDING", "TICKET", "DIRECT", "LISTEN"];
         maps.map(|map| ["node-a", "node-b"].map(|node| entries(&mesh, node, map)))
     };
     let before = fill();

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use mesh_common::abi::{Flow, Plain};
+use mesh_common::abi::{DirectFlow, Flow, Plain};
 
 use super::link::Hook;
 use super::{Kernel, KernelError, sys};
@@ -59,8 +59,11 @@ impl Kernel {
     /// # Errors
     /// The map could not be read.
     pub fn flows(&self) -> Result<Vec<FlowRow>, KernelError> {
-        let entries = self.maps.flows.entries().map_err(|source| KernelError::system("reading FLOWS", source))?;
-        Ok(entries.into_iter().map(|(socket, flow)| FlowRow { socket, flow }).collect())
+        let flows = self.maps.flows.entries().map_err(|source| KernelError::system("reading FLOWS", source))?;
+        let direct = self.maps.direct.entries().map_err(|source| KernelError::system("reading DIRECT", source))?;
+        let direct = direct.into_iter().map(|(_, direct)| direct).filter(DirectFlow::is_established);
+        let direct = direct.map(|DirectFlow { socket, flow, .. }| FlowRow { socket, flow });
+        Ok(flows.into_iter().map(|(socket, flow)| FlowRow { socket, flow }).chain(direct).collect())
     }
 
     /// How full each map is; O(entries).
@@ -80,6 +83,7 @@ impl Kernel {
             ("BACKENDS", maps.backends.count(), maps.backends.refused()),
             ("PENDING", maps.pending.count(), maps.pending.refused()),
             ("TICKET", maps.tickets.count(), maps.tickets.refused()),
+            ("DIRECT", maps.direct.count(), maps.direct.refused()),
             ("FLOWS", maps.flows.count(), maps.flows.refused()),
         ];
         let row = |(name, entries, refused): (&'static str, io::Result<u64>, u64)| {

@@ -101,7 +101,7 @@ fn lacks(program: &str) -> KernelError {
 
 impl KernelSettings {
     /// Largest number of entries by the names of the maps.
-    pub(super) fn map_entries(&self) -> [(&'static str, u32); 12] {
+    pub(super) fn map_entries(&self) -> [(&'static str, u32); 13] {
         let sizes = &self.map_sizes;
         // Both families of a pod, and room for other addresses of its interface.
         let addresses = sizes.pods.saturating_mul(4);
@@ -117,6 +117,7 @@ impl KernelSettings {
             ("BACKENDS", sizes.backends),
             ("PENDING", sizes.handshakes),
             ("TICKET", sizes.handshakes),
+            ("DIRECT", sizes.flows),
             ("FLOWS", sizes.flows),
             ("EVENTS", sizes.event_bytes),
         ]

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use mesh_common::abi::{
-    AddressEntry, BackendKey, CgroupMark, Endpoint, Flow, Ip16, ListenKey, Meta, PendingKey, PodEntry, PolicyKey,
-    ProbeKey, ServiceEntry, Settings, Ticket, Tuple,
+    AddressEntry, BackendKey, CgroupMark, DirectFlow, Endpoint, Flow, Ip16, ListenKey, Meta, PendingKey, PodEntry,
+    PolicyKey, ProbeKey, ServiceEntry, Settings, Ticket, Tuple,
 };
 use mesh_common::counter::Counter;
 
@@ -29,13 +29,14 @@ pub(super) struct Maps {
     pub(super) backends: Map<BackendKey, Endpoint>,
     pub(super) pending: Map<PendingKey, Meta>,
     pub(super) tickets: Map<Tuple, Ticket>,
+    pub(super) direct: Map<Tuple, DirectFlow>,
     pub(super) flows: Map<u64, Flow>,
     pub(super) meta: Map<i32, Meta>,
     pub(super) agent: Map<i32, u32>,
 }
 
 /// Names of all maps that are pinned.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 18] = [
     "SETTINGS",
     "HEARTBEAT",
     "COUNTERS",
@@ -49,6 +50,7 @@ pub(super) const NAMES: [&str; 17] = [
     "BACKENDS",
     "PENDING",
     "TICKET",
+    "DIRECT",
     "FLOWS",
     "META",
     "AGENT",
@@ -57,7 +59,7 @@ pub(super) const NAMES: [&str; 17] = [
 
 /// Those that sockets, handshakes and live connections carry on: whichever version of the programs comes next finds what the
 /// one before it wrote. Their layout never changes; a new need gets a map beside them.
-pub(super) const KEPT: [&str; 5] = ["META", "PENDING", "TICKET", "FLOWS", "AGENT"];
+pub(super) const KEPT: [&str; 6] = ["META", "PENDING", "TICKET", "DIRECT", "FLOWS", "AGENT"];
 
 impl Maps {
     /// Opens the maps that are pinned.
@@ -76,6 +78,7 @@ impl Maps {
             backends: open(pins, "BACKENDS")?,
             pending: open(pins, "PENDING")?,
             tickets: open(pins, "TICKET")?,
+            direct: open(pins, "DIRECT")?,
             flows: open(pins, "FLOWS")?,
             meta: open(pins, "META")?,
             agent: open(pins, "AGENT")?,
@@ -107,6 +110,7 @@ impl Maps {
             "BACKENDS" => self.backends.capacity(),
             "PENDING" => self.pending.capacity(),
             "TICKET" => self.tickets.capacity(),
+            "DIRECT" => self.direct.capacity(),
             "FLOWS" => self.flows.capacity(),
             _ => return None,
         };

@@ -89,7 +89,7 @@ pub struct MapSizes {
     pub policies: u32,
     /// Handshakes under way (PENDING and TICKET each).
     pub handshakes: u32,
-    /// Live connections that are listed.
+    /// Live connections that are listed (DIRECT and FLOWS each).
     pub flows: u32,
     /// Bytes of the ring buffer of records: a power of two, at least a page.
     pub event_bytes: u32,

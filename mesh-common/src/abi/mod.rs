@@ -9,7 +9,7 @@ mod socket;
 mod steering;
 
 pub use address::{Endpoint, Ip16, Tuple};
-pub use flow::{Direction, Flow, FlowFlags, Record, RecordKind, Totals};
+pub use flow::{DirectFlow, Direction, Flow, FlowFlags, Record, RecordKind, Totals};
 pub use pod::{AddressEntry, CgroupMark, ListenKey, Listener, POD_FAIL_OPEN, PodEntry, ProbeKey, Settings};
 pub use socket::{Meta, MetaKind, PendingKey, Ticket, TicketKind, VERSION, meta_flags, ticket_flags};
 pub use steering::{BackendKey, PolicyKey, PolicyValue, SERVICE_AGENT_ONLY, ServiceEntry};

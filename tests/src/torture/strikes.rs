@@ -245,12 +245,12 @@ fn cache_error(node: &Node, part: &str) {
     });
 }
 
-/// More connections than can be listed, and a pod with more probes than fit: they go on unlisted, it is refused.
+/// More connections than can be listed in DIRECT, and then in FLOWS, and a pod with more probes than fit: they go on unlisted, it is refused.
 pub fn fill_maps(stage: &Stage, hold: Duration) -> Result<(), String> {
     let node = stage.mesh.node("node-a");
     let unlisted = || node.metrics().sum("mesh_steering_total", &[("reason", "flows_full")]);
     let before = unlisted();
-    let kept: Vec<_> = (0..FLOWS + 50).map(|_| stage.web.opens(stage.near.at(ECHO))).collect();
+    let kept: Vec<_> = (0..2 * FLOWS + 50).map(|_| stage.web.opens(stage.near.at(ECHO))).collect();
     if unlisted() <= before {
         return Err("the map of connections was not full".to_owned());
     }
