@@ -188,9 +188,14 @@ fn way(end: &End, pod: u32) -> FlowFlags {
 fn accepted(ops: *mut bpf_sock_ops) {
     let context = &SockOpsContext::new(ops);
     let Some(end) = end(context) else { return };
-    let Some(pod) = pod_of(end.namespace) else { return };
     let tuple = Tuple::new(end.remote, end.local);
     let ticket = take_ticket(&tuple);
+    // None once the pod that dialled has been withdrawn: then this end is all that is known.
+    let source = ticket.and_then(|(_, namespace)| pod_of(namespace));
+    if ticket.is_some_and(|(kind, _)| kind == Some(TicketKind::Pod)) && source.is_some() {
+        return;
+    }
+    let Some(pod) = pod_of(end.namespace) else { return };
     let is_agents = socket::is_agents(end.socket);
     let takes_pending = if is_agents { end.local.port() == PORT_OUTBOUND } else { ticket.is_none() };
     let pending = if takes_pending { take_pending(&end, tuple) } else { None };
@@ -198,11 +203,6 @@ fn accepted(ops: *mut bpf_sock_ops) {
         if takes_pending && pending.is_none() {
             count(Counter::PendingMissing);
         }
-        return;
-    }
-    // None once the pod that dialled has been withdrawn: then this end is all that is known.
-    let source = ticket.and_then(|(_, namespace)| pod_of(namespace));
-    if ticket.is_some_and(|(kind, _)| kind == Some(TicketKind::Pod)) && source.is_some() {
         return;
     }
     let mut flow = Flow::new(Direction::Inbound, pod, end.namespace, end.local, end.remote);

@@ -90,9 +90,7 @@ fn main() -> Result<()> {
     raise_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match Arguments::parse().verb {
-        Verb::Serve { listen } => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(server::serve(listen))
-        }
+        Verb::Serve { listen } => server::serve(listen),
         Verb::Client { target, mode, connections, seconds } => {
             let report = client::load(target, mode, connections, Duration::from_secs_f64(seconds))?;
             println!("{}", serde_json::to_string(&report)?);

@@ -1,9 +1,10 @@
 //! The server: the first byte of a connection says what it wants. `E` echoes, `S` swallows and answers the count at the
 //! end, `D` sends without end, anything else is taken for HTTP/1.1.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -11,9 +12,36 @@ use tokio::{
 
 const HTTP_BODY: usize = 1024;
 
-pub async fn serve(listen: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("bind {listen}"))?;
+/// More than all threads of a client open at once.
+const BACKLOG: i32 = 1024;
+
+/// Answers on a thread for each processor; whichever comes first takes a connection.
+///
+/// # Errors
+/// The address cannot be listened on, or a thread fails.
+pub fn serve(listen: SocketAddr) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, None).context("socket")?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into()).and_then(|()| socket.listen(BACKLOG)).with_context(|| format!("bind {listen}"))?;
     println!("{{\"listening\":\"{listen}\"}}");
+    thread::scope(|scope| {
+        let serving = (0..thread::available_parallelism()?.get()).map(|_| {
+            let listener = std::net::TcpListener::from(socket.try_clone()?);
+            Ok(scope.spawn(move || accept(listener)))
+        });
+        let serving = serving.collect::<Result<Vec<_>>>()?;
+        serving.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
+}
+
+fn accept(listener: std::net::TcpListener) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(accept_all(listener))
+}
+
+async fn accept_all(listener: std::net::TcpListener) -> Result<()> {
+    let listener = TcpListener::from_std(listener)?;
     loop {
         let (stream, _) = listener.accept().await.context("accept")?;
         stream.set_nodelay(true)?;
