@@ -43,7 +43,7 @@ pub(super) async fn all(node: &Node) -> Vec<CheckRow> {
     rows.extend([
         maps(node),
         descriptors(node.workers.len()),
-        workers(node),
+        heartbeat(node),
         control(node),
         resources(&node.control.load().types),
         view(node),
@@ -128,7 +128,7 @@ fn descriptors(workers: usize) -> CheckRow {
     }
 }
 
-fn workers(node: &Node) -> CheckRow {
+fn heartbeat(node: &Node) -> CheckRow {
     let alive = node.workers.iter().filter(|worker| worker.is_alive()).count();
     if let Some(lost) = lost(alive, node.workers.len()) {
         return lost;
@@ -153,7 +153,7 @@ fn workers(node: &Node) -> CheckRow {
 
 fn lost(alive: usize, workers: usize) -> Option<CheckRow> {
     let text = format!("{alive} of {workers} worker threads run");
-    (alive < workers).then(|| failed("workers", text, "restart the agent and report its log"))
+    (alive < workers).then(|| failed("heartbeat", text, "restart the agent and report its log"))
 }
 
 fn control(node: &Node) -> CheckRow {
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn a_worker_that_has_ended_is_missed() {
         assert!(lost(2, 2).is_none());
-        assert_eq!(lost(1, 2).as_ref().map(result), Some(("workers", "failed")));
+        assert_eq!(lost(1, 2).as_ref().map(result), Some(("heartbeat", "failed")));
     }
 
     #[test]
