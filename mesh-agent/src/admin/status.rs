@@ -29,6 +29,7 @@ pub(super) fn status(node: &Node) -> StatusResponse {
                 nonce: status.nonce.clone(),
                 synced: control.is_connected && status.is_complete && status.nack.is_empty(),
                 nack: status.nack.clone(),
+                hash: status.hash.clone(),
             })
             .collect(),
         pods: node.pods.load().by_uid.len() as u32,

@@ -6,6 +6,7 @@ mod backoff;
 mod client;
 mod dial;
 mod exchange;
+mod held;
 mod report;
 #[cfg(test)]
 mod restore_tests;

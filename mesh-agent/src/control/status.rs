@@ -36,6 +36,8 @@ pub struct TypeStatus {
     pub type_url: &'static str,
     /// Resources that are held.
     pub resources: usize,
+    /// Of their names and versions: two agents with the same hash hold the same.
+    pub hash: String,
     /// Of the last answer.
     pub nonce: String,
     /// Answered at least once since the process started.

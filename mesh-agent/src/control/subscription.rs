@@ -16,7 +16,7 @@ use mesh_api::proto::{
 
 use crate::view::Refusal;
 
-use super::TypeStatus;
+use super::{TypeStatus, held::Held};
 
 /// `INVALID_ARGUMENT` of google.rpc.Code: what a refused resource is answered with.
 const INVALID_ARGUMENT: i32 = 3;
@@ -31,8 +31,8 @@ pub(super) const MOST_ASKED: usize = 4096;
 #[derive(Debug)]
 pub struct Subscription {
     type_url: &'static str,
-    /// Version of each resource that is held; a refused one is not in here, so it is sent again after a reconnect.
-    versions: HashMap<String, String>,
+    /// Each resource that is held; a refused one is not in here, so it is sent again after a reconnect.
+    held: Held,
     /// Names asked for one by one, and when last. They are aliases (`network/IP`) of resources that have a name of their own,
     /// so their versions are nothing to resume from: a new stream asks for them anew.
     asked: HashMap<String, Instant>,
@@ -43,12 +43,12 @@ impl Subscription {
     /// Nothing is held yet.
     pub fn new(type_url: &'static str) -> Self {
         let status = TypeStatus { type_url, ..TypeStatus::default() };
-        Self { type_url, versions: HashMap::new(), asked: HashMap::new(), status }
+        Self { type_url, held: Held::default(), asked: HashMap::new(), status }
     }
 
     /// What operators see.
     pub fn status(&self) -> TypeStatus {
-        TypeStatus { resources: self.versions.len(), ..self.status.clone() }
+        TypeStatus { resources: self.held.len(), hash: self.held.hash(), ..self.status.clone() }
     }
 
     /// Whether the first complete state has come, on this stream or an earlier one.
@@ -61,7 +61,7 @@ impl Subscription {
     pub fn open(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let all = DeltaDiscoveryRequest {
             resource_names_subscribe: vec!["*".into()],
-            initial_resource_versions: self.versions.clone().into_iter().collect(),
+            initial_resource_versions: self.held.versions().clone().into_iter().collect(),
             ..self.request()
         };
         let names: Vec<String> = self.asked.keys().cloned().collect();
@@ -71,8 +71,8 @@ impl Subscription {
 
     /// Takes over what an earlier run held. What it had refused has no version: control sends it again, or its removal.
     pub fn resume(&mut self, held: &DeltaDiscoveryResponse) {
-        let versions = held.resources.iter().map(|resource| (resource.name.clone(), resource.version.clone()));
-        self.versions = versions.collect();
+        self.held = Held::default();
+        held.resources.iter().for_each(|resource| self.held.insert(&resource.name, &resource.version));
         self.status.is_complete = true;
     }
 
@@ -122,11 +122,11 @@ impl Subscription {
         let refused_names: HashSet<&str> = refused.iter().map(|refusal| refusal.name.as_str()).collect();
         for resource in &answer.resources {
             if !refused_names.contains(resource.name.as_str()) && !is_alias(&resource.name) {
-                self.versions.insert(resource.name.clone(), resource.version.clone());
+                self.held.insert(&resource.name, &resource.version);
             }
         }
         for name in &answer.removed_resources {
-            self.versions.remove(name);
+            self.held.remove(name);
         }
         self.status.is_complete = true;
         self.status.responses += 1;

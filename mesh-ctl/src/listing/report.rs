@@ -89,6 +89,7 @@ pub const RESOURCE_TYPES: &[Column<ResourceTypeStatus>] = &[
     always("RESOURCE TYPE", "type_url", "kind of resource", |r| Cell::text(&r.type_url)),
     always("RESOURCES", "resources", "how many the node holds", |r| Cell::Number(r.resources.into())),
     always("SYNCED", "synced", "the first complete state has arrived", |r| Cell::Flag(r.synced)),
+    always("HASH", "hash", "of all that is held: two nodes with the same hold the same", |r| Cell::text(&r.hash)),
     always("NONCE", "nonce", "of the last answer", |r| Cell::text(&r.nonce)),
     always("REFUSED BECAUSE", "nack", "why the last answer was refused; - when accepted", |r| Cell::text(&r.nack)),
 ];

@@ -265,6 +265,7 @@ pub fn status() -> StatusResponse {
         nonce: "n7".into(),
         synced: true,
         nack: nack.into(),
+        hash: format!("{resources:032x}"),
     };
     StatusResponse {
         node: "node-a".into(),
