@@ -1,7 +1,8 @@
 //! What the hooks tell: live connections, records, the kernel's own list.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 
 use socket2::SockRef;
 
@@ -133,6 +134,46 @@ fn a_redirected_connection_is_listed_once_per_application() {
         assert_ne!(same.inode, 0);
         drop((accepted, client));
         eventually("it is gone", || kernel.flows().expect("the map").is_empty());
+    });
+}
+
+/// At this server a handshake lasts until the client's first bytes come.
+fn defer(server: &TcpListener) {
+    let seconds: libc::c_int = 5;
+    let (value, length) = ((&raw const seconds).cast(), size_of_val(&seconds) as libc::socklen_t);
+    // SAFETY: the socket is open, and the option takes one int, which lives for the call.
+    let set = unsafe { libc::setsockopt(server.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, length) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn when_the_caller_is_withdrawn_in_the_middle_of_the_handshake_the_other_end_is_listed() {
+    run(|cell| {
+        let kernel = start(cell);
+        let (one, two) = (enrol(&kernel, cell, 1), enrol(&kernel, cell, 2));
+        allow(&kernel, &[(10, 20, 0, PolicyValue::Direct)]);
+        let to = SocketAddr::new(two.place.v4(), 8080);
+        let server = server(&two.place, to);
+        defer(&server);
+        let (mut wait, go) = std::io::pipe().expect("a pipe");
+        let client = one.place.start(move || {
+            let mut stream = dial(&to.to_string()).expect("connected");
+            wait.read_exact(&mut [0]).expect("a byte");
+            stream.write_all(b"hello").expect("sent");
+            format!("{:?}", stream.read(&mut [0]))
+        });
+        eventually("the client is connected", || kernel.flows().expect("the map").len() == 1);
+        assert!(!is_ready(&server, 0), "the server has it already");
+        kernel.withdraw(one.id).expect("it is enrolled");
+        (&go).write_all(b"!").expect("a pipe");
+        assert!(is_ready(&server, 5), "nobody came");
+        let flows = kernel.flows().expect("the map");
+        let inbound: Vec<_> = flows.iter().filter(|row| row.flow.direction() == Direction::Inbound).collect();
+        let [row] = inbound[..] else { panic!("{flows:?}") };
+        assert_eq!((row.flow.pod, row.flow.flags()), (2, FlowFlags::BEFORE_ENROLMENT));
+        assert_eq!(row.flow.local.address(), Some(to));
+        drop((server.accept(), client));
+        eventually("both are gone", || kernel.flows().expect("the map").is_empty());
     });
 }
 
