@@ -1,11 +1,16 @@
-//! What happens to agents and nodes of a real cluster that nobody asked for: kills, and a reboot. Only on nodes of this machine;
-//! elsewhere agents' pods are deleted without notice, and no node is touched.
+//! What happens to agents, nodes and the API server of a real cluster that nobody asked for: kills, and a reboot. Only on this
+//! machine; elsewhere agents' pods are deleted without notice, and nothing else is touched.
 
-use std::fs;
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Cluster, MESH, said, script, state};
+use super::{Cluster, MESH, SLOW, eventually, root, said, script, state};
 
 /// Where no agent shall be.
 const NOWHERE: &str = r#"{"spec":{"template":{"spec":{"nodeSelector":{"mesh.dev/nowhere":"true"}}}}}"#;
@@ -33,6 +38,46 @@ impl Cluster {
     /// They come back.
     pub fn let_agents_back(&self) {
         self.kubectl(&["-n", MESH, "patch", "daemonset", "mesh-agent", "--type=merge", "-p", EVERYWHERE]);
+    }
+
+    /// Ends the API server, and starts it again after `length`; the moment from which it answers. None where it is somebody's.
+    pub fn without_api_server(&self, length: Duration) -> Option<Instant> {
+        if !self.is_ours {
+            return None;
+        }
+        let stop = ". tests/cluster/lib.sh; stop kube-apiserver";
+        said(Command::new("bash").args(["-c", stop]).current_dir(root()).output(), stop);
+        let away = self.try_kubectl(&["get", "--raw", "/readyz"]);
+        assert!(away.is_err(), "the API server answers all the same");
+        thread::sleep(length);
+        thread::scope(|scope| {
+            // It goes on for a while after that.
+            let starting = scope.spawn(|| said(script("up").output(), "tests/cluster/up"));
+            let answers = || self.try_kubectl(&["get", "--raw", "/readyz"]).map(|_| Instant::now());
+            let since = eventually("the API server answers", SLOW, answers);
+            starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Some(since)
+        })
+    }
+
+    /// What a node holds, kind by kind, as one hash each.
+    ///
+    /// # Errors
+    /// Its agent does not answer, or is not in step with control.
+    pub fn view(&self, node: &str) -> Result<String, String> {
+        let status = self.meshctl(node, &["status"])?;
+        let types = status["resource_types"].as_array().cloned().unwrap_or_default();
+        if status["control"] != "connected" || types.is_empty() || types.iter().any(|one| one["synced"] != true) {
+            return Err(format!("{node}: {status}"));
+        }
+        Ok(types.iter().map(|one| one["hash"].as_str().unwrap_or_default()).collect::<Vec<_>>().join(" "))
+    }
+
+    /// The agent of a node ends, and one starts there that knows nothing of before. Nothing where the nodes are somebody's.
+    pub fn start_agent_afresh(&self, node: &str) -> Option<()> {
+        self.on_node(node, "rm -rf /var/lib/mesh-agent/*")?;
+        self.kill_agent(node);
+        Some(())
     }
 
     /// Ends everything on a node at once and starts it again: every process, pin, mount, and what was below /run is gone, files

@@ -3,6 +3,7 @@
 
 mod enrolment;
 mod install;
+mod outages;
 mod rights;
 mod shop;
 mod strict;
