@@ -153,6 +153,10 @@ impl Daemon {
         eventually(&format!("{} has ended", self.name), LIMIT, ended)
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.with(Process::ended).is_some()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         self.with(|process| process.signal(signal));
     }

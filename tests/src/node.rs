@@ -209,6 +209,11 @@ impl Node {
         self.daemon.ends()
     }
 
+    /// Whether it has, by now.
+    pub fn has_agent_ended(&self) -> bool {
+        self.daemon.has_ended()
+    }
+
     /// Leaves the agent no descriptor to open anything with but in its gaps, until what is returned is dropped.
     pub fn leaves_no_descriptor(&self) -> NoDescriptors {
         NoDescriptors::of(self.agent_id())
