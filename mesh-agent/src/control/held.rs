@@ -64,7 +64,8 @@ mod tests {
         winding.remove("never there");
         let straight = held(&[("a", "1"), ("b", "2")]);
         assert_eq!(winding.hash(), straight.hash());
-        for other in [held(&[]), held(&[("a", "1")]), held(&[("a", "2"), ("b", "1")]), held(&[("a", "1b"), ("", "2")])] {
+        for other in [held(&[]), held(&[("a", "1")]), held(&[("a", "2"), ("b", "1")]), held(&[("a", "1b"), ("", "2")])]
+        {
             assert_ne!(other.hash(), straight.hash());
         }
         assert_eq!(held(&[]).hash(), "0".repeat(32));

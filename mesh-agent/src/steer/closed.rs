@@ -18,6 +18,9 @@ use super::witness;
 /// Bytes of lines that are handed to the log at once.
 const BATCH: usize = 64 << 10;
 
+/// Room for the line that fills a batch.
+const LINE: usize = 4 << 10;
+
 /// Kinds that are kept; a pod that is dialled from everywhere would add to them without end.
 const KINDS: usize = 4096;
 
@@ -107,6 +110,10 @@ impl Closed {
         }
         telemetry.count_direct(&told.series, to_destination, to_source);
         let Some(line) = &told.line else { return };
+        if self.lines.0.capacity() == 0 {
+            // It is given away when it is full: what grows from nothing each time is copied as often again.
+            self.lines.0.reserve(BATCH + LINE);
+        }
         let (started, duration) = witness::times(&record.flow, record.at_ns);
         let source_port = if is_outbound { record.flow.local.port() } else { record.flow.original.port() };
         line.fill(&Own { started, duration, source_port, to_destination, to_source }, &mut self.lines.0);

@@ -155,7 +155,11 @@ fn write_all(
                 Message::Line(record) => line(&record, &mut lines),
                 Message::Lines(more) => {
                     formatted.fetch_sub(more.len(), Ordering::Relaxed);
-                    lines.push_str(&more);
+                    if lines.is_empty() {
+                        lines = more;
+                    } else {
+                        lines.push_str(&more);
+                    }
                 }
                 Message::Flush(written) => flush = Some(written),
             }
