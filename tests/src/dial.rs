@@ -42,7 +42,8 @@ impl Dialled {
     pub fn was_refused(&self) -> bool {
         let Some(failure) = &self.report.failure else { return false };
         let errno_fits = match failure.step {
-            Step::Connect => failure.errno == libc::ECONNREFUSED,
+            // The agent may have accepted and reset it before the caller looks.
+            Step::Connect => matches!(failure.errno, libc::ECONNREFUSED | libc::ECONNRESET),
             // A write may be told first when the reset came before it.
             Step::Read | Step::Write => matches!(failure.errno, libc::ECONNRESET | libc::EPIPE),
             Step::Bind => false,
