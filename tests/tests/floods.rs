@@ -123,8 +123,8 @@ fn while_others_are_served(call: impl Fn() -> Result<(), String> + Send + Sync, 
 }
 
 /// Whether the last of so many connections that say nothing is ended, as early as in `connect`, while the others are still there.
-fn is_one_too_many(count: usize, open: impl Fn() -> io::Result<Attacker>) -> bool {
-    let mut crowd: Vec<_> = (0..count).map(|_| open()).collect();
+fn is_one_too_many(count: usize, from: &Namespace, to: SocketAddr) -> bool {
+    let mut crowd: Vec<_> = (0..count).map(|_| Attacker::plain(from, to)).collect();
     let Some(last) = crowd.pop() else { return false };
     last.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |mut last| last.is_ended())
 }
@@ -190,8 +190,7 @@ fn whatever_comes_to_the_port_of_tunnels_is_ended_and_counted_and_costs_others_n
         ground.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, credentials(), 10_000).expect("a tunnel")
         });
-        let open = || Attacker::plain(outside, to);
-        ground.refuses("half-open handshakes without end", "crowded", || is_one_too_many(300, open));
+        ground.refuses("half-open handshakes without end", "crowded", || is_one_too_many(300, outside, to));
 
         assert!(slow.iter_mut().chain([&mut mute]).all(Attacker::is_ended), "who says nothing is ended in time");
         assert!(ground.refused("timeout") >= timeouts + 3.0);
@@ -233,8 +232,8 @@ fn whatever_comes_to_the_control_daemon_is_ended_and_counted_and_keeps_no_agent_
         agents.refuses("records of no content", "records", || {
             attack::sends_empty_records(outside, to, None, 10_000).expect("a connection")
         });
-        let open = || Attacker::plain(outside, to);
-        agents.refuses("half-open handshakes from one address", "crowded_address", || is_one_too_many(200, open));
+        let crowd = || is_one_too_many(200, outside, to);
+        agents.refuses("half-open handshakes from one address", "crowded_address", crowd);
         let debug = (std::net::Ipv4Addr::LOCALHOST, 15013).into();
         let slow = [
             attack_pages(outside, control.metrics_address(), Ground { listener: "15014", ..agents }),
@@ -322,9 +321,7 @@ fn attack_pages<'a>(namespace: &Namespace, to: SocketAddr, ground: Ground<'a>) -
         open().sends(&head).is_ended()
     });
     ground.refuses("an end inside a head", "truncated", || open().sends(b"GET / HTT").falls_silent().is_ended());
-    ground.refuses("connections without end", "crowded_address", || {
-        is_one_too_many(100, || Attacker::plain(namespace, to))
-    });
+    ground.refuses("connections without end", "crowded_address", || is_one_too_many(100, namespace, to));
     Slow { attacker, ground, before }
 }
 

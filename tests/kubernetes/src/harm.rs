@@ -60,6 +60,11 @@ impl Cluster {
         })
     }
 
+    /// A kind of object goes, with all objects of it that anybody has made. None where the cluster is somebody's.
+    pub fn without_kind(&self, definition: &str) -> Option<String> {
+        self.is_ours.then(|| self.kubectl(&["delete", "crd", definition]))
+    }
+
     /// What a node holds, kind by kind, as one hash each.
     ///
     /// # Errors
