@@ -42,5 +42,7 @@ pub const TRUST_BUNDLE_FIELD: &str = "MESH_TRUST_BUNDLE";
 pub const OLD_CERTIFICATES_FIELD: &str = "MESH_OLD_CERTIFICATES";
 /// The same: hashes of the roots that control is verified against, with spaces between them.
 pub const CONTROL_ROOTS_FIELD: &str = "MESH_CONTROL_ROOTS";
+/// The same, instead of the three: another agent has taken the node over, and this one waits for its connections to end.
+pub const TAKEN_OVER_FIELD: &str = "MESH_TAKEN_OVER";
 /// Name of the [`proto::mesh::ServiceTraffic`] extension of a service.
 pub const SERVICE_TRAFFIC_EXTENSION: &str = "mesh.dev/traffic";

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use mesh_tests::{App, LIMIT, Mesh, eventually, forge::Authority, node::Node, peer, protocol::Behaviour};
+use rustix::process::{Pid, Signal, kill_process};
+
+use mesh_tests::{App, LIMIT, Mesh, Setup, eventually, forge::Authority, node::Node, peer, protocol::Behaviour};
 
 /// Calls of the load, in one go.
 const ROUND: u32 = 100;
@@ -125,4 +127,38 @@ fn a_step_is_refused_until_every_agent_has_made_the_one_before_and_names_who_has
     let shown = control.rotate(None).expect("it says how far it is");
     assert!(shown.starts_with("one root"), "{shown}");
     web.dial(&far).is_answered();
+}
+
+#[test]
+fn an_agent_that_drains_and_comes_back_to_control_after_its_successor_holds_no_step_up() {
+    let mesh =
+        Mesh::with(Setup { agent_arguments: ["--drain-time", "1h"].map(str::to_owned).into(), ..Setup::default() });
+    let (web, near) = (mesh.app("web").on("node-a"), mesh.app("near").on("node-a"));
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let lasting = web.opens(far.at(80));
+    let (control, node) = (mesh.control(), mesh.node("node-b"));
+    let before = Pid::from_raw(node.agent_id().cast_signed()).expect("the agent runs");
+    node.upgrade_agent(&[]);
+    let signal = |signal| kill_process(before, signal).expect("it drains");
+
+    // The file of control's root changes, for which agents dial again: the one that drains last.
+    signal(Signal::STOP);
+    control.rotate(Some("add")).expect("the first step waits for nobody");
+    eventually("the agents in charge have taken the second root up", LIMIT, || match control.rotate(None) {
+        Ok(shown) if shown.contains("every agent is ready") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let connected = || control.log().matches("agent connected").count();
+    let in_charge = connected();
+    signal(Signal::CONT);
+    eventually("the agent that drains is connected again", LIMIT, || match connected() - in_charge {
+        0 => Err("it is not".to_owned()),
+        _ => Ok(()),
+    });
+
+    steps(&mesh, "use");
+    steps(&mesh, "drop");
+    assert_eq!(node.draining_agents(), 1, "it was there all the time");
+    lasting.still_works();
+    near.dial(&far).is_answered();
 }

@@ -131,7 +131,8 @@ impl Agent {
         let workers = shared.start_workers(&self.config, demand)?;
         let (line, line_changes) = watch::channel(None);
         let published = Published { view: shared.view.clone(), changes: shared.view_changes.clone() };
-        let reporter = TrustReporter::new(shared.wallet.clone(), shared.wallet_changes.subscribe());
+        let reporter =
+            TrustReporter::new(shared.wallet.clone(), shared.wallet_changes.subscribe(), groups.owned.clone());
         let client = Client::new(self.config.control.clone(), &self.config.node, published, demands, line);
         let mut client = client.reporting(reporter);
         let mut saver =

@@ -156,8 +156,10 @@ const UNDONE: &str = "the second root is withdrawn before anything was signed wi
 
 /// One line for each node whose agent is behind, or away, or silent.
 fn laggards(nodes: &[String], agents: &[Attendance], behind: impl Fn(&TrustReport) -> Option<String>) -> Vec<String> {
-    // Of two streams of a node the later one is its agent: the other has not been missed yet.
-    let latest: BTreeMap<&str, &Attendance> = agents.iter().map(|agent| (agent.node.as_str(), agent)).collect();
+    // Of two streams of a node the later one is its agent: the other has not been missed yet. But the agent before it may come
+    // back after it, from a broken connection.
+    let in_charge = agents.iter().filter(|agent| !agent.is_taken_over);
+    let latest: BTreeMap<&str, &Attendance> = in_charge.map(|agent| (agent.node.as_str(), agent)).collect();
     let why = |node: &str| match latest.get(node) {
         None => Some("it has a token and is not connected: start it, or take its line out of --node-tokens".to_owned()),
         Some(Attendance { trust: None, .. }) => Some("it does not say which roots it trusts".to_owned()),
@@ -194,6 +196,11 @@ mod tests {
         agent
     }
 
+    fn taken_over(mut agent: Attendance) -> Attendance {
+        agent.is_taken_over = true;
+        agent
+    }
+
     #[test]
     fn whoever_is_away_silent_or_behind_is_named_with_what_to_do() {
         let good = TrustReport { bundle: "new".into(), ..TrustReport::default() };
@@ -201,9 +208,11 @@ mod tests {
         let agents = [
             agent("behind", Some(TrustReport::default())),
             agent("good", Some(TrustReport::default())),
-            agent("good", Some(good)),
+            agent("good", Some(good.clone())),
             agent("silent", None),
             agent("withdrawn", Some(TrustReport::default())),
+            taken_over(agent("good", Some(TrustReport::default()))),
+            taken_over(agent("away", Some(good))),
         ];
         let who = laggards(&nodes, &agents, |trust| (trust.bundle != "new").then(|| "old".to_owned()));
         let expected = ["behind: old", "silent: it does not say", "withdrawn: old", "away: it has a token and is not"];

@@ -129,8 +129,8 @@ impl SubscriberStream {
             let reason = format!("the stream says it is of node {other}");
             return self.refuse("node", Status::permission_denied("the token is of another node"), reason).await;
         }
-        if let Some(report) = request.node.as_ref().and_then(roster::TrustReport::of) {
-            self.seat.trusts(report);
+        if let Some(node) = &request.node {
+            self.seat.hears(node);
         }
         let state = self.state.borrow_and_update().clone();
         let (type_url, is_answer) = (request.type_url.clone(), !request.response_nonce.is_empty());

@@ -7,7 +7,9 @@ use std::{
     time::Instant,
 };
 
-use mesh_api::{CONTROL_ROOTS_FIELD, OLD_CERTIFICATES_FIELD, TRUST_BUNDLE_FIELD, proto::discovery::Node};
+use mesh_api::{
+    CONTROL_ROOTS_FIELD, OLD_CERTIFICATES_FIELD, TAKEN_OVER_FIELD, TRUST_BUNDLE_FIELD, proto::discovery::Node,
+};
 use serde::Serialize;
 
 use crate::publish::session::{Nack, Session};
@@ -33,6 +35,8 @@ pub struct Attendance {
     pub refused: BTreeMap<String, String>,
     /// What it trusts; none from an agent that does not say.
     pub trust: Option<TrustReport>,
+    /// True when another agent of the node has taken over, and this one waits for its connections to end.
+    pub is_taken_over: bool,
     /// For how long it has not held the published state, in milliseconds; 0 while it does.
     pub lag_ms: u64,
     #[serde(skip)]
@@ -53,16 +57,18 @@ pub struct TrustReport {
 impl TrustReport {
     /// Reads it; `None`: the node says nothing of it.
     pub fn of(node: &Node) -> Option<TrustReport> {
-        let fields = &node.metadata.as_ref()?.fields;
-        let text = |name: &str| match fields.get(name)?.kind.as_ref()? {
-            prost_types::value::Kind::StringValue(text) => Some(text.as_str()),
-            _ => None,
-        };
         Some(TrustReport {
-            bundle: text(TRUST_BUNDLE_FIELD)?.to_owned(),
-            old_certificates: text(OLD_CERTIFICATES_FIELD)?.parse().ok()?,
-            control_roots: text(CONTROL_ROOTS_FIELD)?.split_whitespace().map(str::to_owned).collect(),
+            bundle: text(node, TRUST_BUNDLE_FIELD)?.to_owned(),
+            old_certificates: text(node, OLD_CERTIFICATES_FIELD)?.parse().ok()?,
+            control_roots: text(node, CONTROL_ROOTS_FIELD)?.split_whitespace().map(str::to_owned).collect(),
         })
+    }
+}
+
+fn text<'a>(node: &'a Node, field: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(field)?.kind.as_ref()? {
+        prost_types::value::Kind::StringValue(text) => Some(text.as_str()),
+        _ => None,
     }
 }
 
@@ -107,10 +113,11 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Notes what the agent says of its roots.
-    pub fn trusts(&self, report: TrustReport) {
+    /// Notes what the agent says of itself.
+    pub fn hears(&self, node: &Node) {
         if let Some(attendance) = self.roster.lock().1.get_mut(&self.number) {
-            attendance.trust = Some(report);
+            attendance.trust = TrustReport::of(node).or(attendance.trust.take());
+            attendance.is_taken_over |= text(node, TAKEN_OVER_FIELD).is_some();
         }
     }
 
