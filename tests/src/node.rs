@@ -14,7 +14,7 @@ use crate::{
     admin::Admin,
     cgroup::Cgroup,
     daemon::Daemon,
-    eventually::eventually,
+    eventually::{LIMIT, eventually},
     link::Link,
     namespace::Namespace,
     process::{Place, binary, printed},
@@ -176,6 +176,18 @@ impl Node {
     /// When it ends, or is not ready in time.
     pub fn is_ready(&self) {
         self.daemon.is_ready(&self.system.namespace, local(READY_PORT));
+    }
+
+    /// Waits until the agent has a stream of control again: soon after control is back.
+    ///
+    /// # Panics
+    /// When it has none in time.
+    #[track_caller]
+    pub fn hears_control(&self) {
+        eventually(&format!("the agent of {} hears control", self.name), LIMIT, || {
+            let status = self.admin().status().map_err(|status| status.to_string())?;
+            if status.control == "connected" { Ok(()) } else { Err(status.last_error) }
+        });
     }
 
     /// Puts the agent's wall clock off, like `+2h`: from its next start on, and at once if it was started so before.

@@ -25,15 +25,6 @@ fn names(node: &Node, why: &str) {
     });
 }
 
-/// Waits until control answers again.
-#[track_caller]
-fn is_connected(node: &Node) {
-    eventually("control is connected", 2 * LIMIT, || {
-        let status = node.admin().status().map_err(|status| status.to_string())?;
-        if status.control == "connected" { Ok(()) } else { Err(status.last_error) }
-    });
-}
-
 /// Writes a file as it was kept to its owner before.
 fn write(path: &Path, text: &str) {
     let fresh = path.with_extension("fresh");
@@ -77,7 +68,7 @@ fn a_wrong_uid_a_wrong_filter_a_wrong_token_and_a_wrong_root_are_told_to_who_ask
     control.start();
     names(node, "not authenticated");
     write(&token, &good);
-    is_connected(node);
+    node.hears_control();
 
     // Another mesh's root.
     let root = control.root();
@@ -85,6 +76,6 @@ fn a_wrong_uid_a_wrong_filter_a_wrong_token_and_a_wrong_root_are_told_to_who_ask
     write(&root, &Authority::expired_root());
     names(node, "UnknownIssuer");
     write(&root, &good);
-    is_connected(node);
+    node.hears_control();
     web.dial(&far).is_answered();
 }

@@ -32,6 +32,8 @@ const MESSAGE_LIMIT: usize = 200 << 20;
 const REQUEST_QUEUE: usize = 64;
 /// While answers follow each other without a pause, a View is published at least this often.
 const PUBLISH_AT_LEAST: Duration = Duration::from_millis(50);
+/// First and longest wait after a failure: control's return is noticed within the longer.
+const WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(4));
 /// How often the root file is compared with the one the connection was verified against, and what nobody asks for any more
 /// is given up.
 const LOOK: Duration = Duration::from_secs(1);
@@ -134,7 +136,7 @@ impl Client {
 
     /// Keeps a stream open, for ever.
     pub async fn run(mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(15));
+        let mut backoff = Backoff::new(WAITS.0, WAITS.1);
         loop {
             let started = Instant::now();
             let end = match self.stream().await {

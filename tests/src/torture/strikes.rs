@@ -144,6 +144,8 @@ pub fn kill_pod(stage: &Stage, _hold: Duration) -> Result<(), String> {
 
 /// On both paths live connections are closed within a second, new ones refused, and taken again afterwards.
 pub fn deny_and_allow(stage: &Stage, hold: Duration) -> Result<(), String> {
+    // The fault before may have kept control away.
+    stage.mesh.nodes().iter().for_each(Node::hears_control);
     let conversations: Vec<_> = stage.moody.iter().map(|moody| stage.web.opens(moody.at(ECHO))).collect();
     for moody in &stage.moody {
         stage.mesh.policy(moody.name()).on(moody).deny(identity("ns/default/sa/web"));
