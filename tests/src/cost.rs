@@ -25,7 +25,7 @@ impl Processes {
     /// # Panics
     /// When one of them has ended.
     pub fn memory_mib(&self) -> Vec<f64> {
-        self.0.iter().map(|id| resident_kib(*id) as f64 / 1024.0).collect()
+        self.0.iter().map(|id| resident(*id) as f64 / f64::from(1 << 20)).collect()
     }
 }
 
@@ -53,9 +53,26 @@ fn ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-fn resident_kib(id: u32) -> u64 {
-    let status =
-        fs::read_to_string(format!("/proc/{id}/status")).expect("a proxy that runs during the whole benchmark");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+/// Resident memory of a process, bytes; its peak is counted anew from here.
+///
+/// # Panics
+/// When it does not run.
+pub fn resident(id: u32) -> u64 {
+    // Source: Linux, Documentation/filesystems/proc.rst, clear_refs.
+    fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs");
+    memory(id, "VmRSS:")
+}
+
+/// The most resident memory that a process has had since [`resident`] was asked, bytes.
+///
+/// # Panics
+/// When it does not run.
+pub fn peak(id: u32) -> u64 {
+    memory(id, "VmHWM:")
+}
+
+fn memory(id: u32, row: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(row)).expect("a process with memory");
+    1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
 }

@@ -21,8 +21,9 @@ table inet link {
     tcp sport 15008 counter name encrypted return
     counter name clear
   }
-  chain forward {
-    type filter hook forward priority filter; policy accept;
+  # As it arrives: what is lost on the link was sent all the same.
+  chain arrive {
+    type filter hook prerouting priority raw; policy accept;
     ip saddr @enrolled4 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
     ip daddr @enrolled4 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge
     ip6 saddr @enrolled6 meta l4proto tcp @ih,0,8 & 0 == 0 goto judge

@@ -13,6 +13,7 @@ use crate::{
     addresses::Pair,
     admin::Admin,
     cgroup::Cgroup,
+    cost,
     daemon::Daemon,
     eventually::{LIMIT, eventually},
     link::Link,
@@ -236,9 +237,7 @@ impl Node {
     /// # Panics
     /// When it does not run.
     pub fn agent_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent_id())).expect("the agent runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process with memory");
-        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        cost::resident(self.agent_id())
     }
 
     /// How long the agent's threads, all together, were ready to run and had no processor.

@@ -147,10 +147,28 @@ fn the_kubelet_the_pod_itself_and_pods_outside_the_mesh_need_no_agent() {
         if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
     });
 
-    for is_alive in [true, false] {
-        if !is_alive {
-            node.kill_agent();
-        }
+    let hung = || {
+        node.hang_agent();
+        // Its heartbeat is late.
+        std::thread::sleep(Duration::from_secs(4));
+    };
+    let dead = || {
+        node.resume_agent();
+        node.kill_agent();
+    };
+    let starting = || {
+        mesh.control().kill();
+        std::fs::remove_file(node.cached_view()).expect("the View was kept");
+        node.start_agent();
+        eventually("it waits for a View", mesh_tests::LIMIT, || match node.admin().status() {
+            Ok(status) if status.state == "starting" => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    };
+    let states: [(&str, &dyn Fn()); 4] = [("alive", &|| ()), ("hung", &hung), ("dead", &dead), ("starting", &starting)];
+    for (state, begin) in states {
+        eprintln!("{state}");
+        begin();
         probed.dial_at(probed.at(8080)).is_answered();
         probed.dial_at(probed.at_v6(8080)).is_answered();
         plain_client.dial(&plain_server).is_answered();

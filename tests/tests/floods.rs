@@ -11,6 +11,7 @@ use std::{
 use mesh_tests::{
     Mesh, Setup,
     attack::{self, Attacker, h2},
+    cost::{peak, resident},
     eventually,
     forge::{Authority, Credentials},
     namespace::Namespace,
@@ -22,7 +23,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PEER: &str = "spiffe://cluster.local/ns/default/sa/peer";
 
 /// What all attacks of a story together may cost a daemon; most of it is what the allocator keeps.
-const MEMORY: usize = 64 << 20;
+const MEMORY: u64 = 64 << 20;
 
 /// The longest that anybody else may wait meanwhile, on a machine that does other things, too.
 const OTHERS_WAIT: Duration = Duration::from_secs(5);
@@ -129,17 +130,10 @@ fn is_one_too_many(count: usize, from: &Namespace, to: SocketAddr) -> bool {
     last.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |mut last| last.is_ended())
 }
 
-/// Resident memory of a process, in bytes.
-fn resident(process: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
-}
-
 #[track_caller]
-fn took_little(process: u32, before: usize, log: &str) {
-    let after = resident(process);
-    assert!(after < before + MEMORY, "{before} bytes before, {after} after");
+fn took_little(process: u32, before: u64, log: &str) {
+    let most = peak(process);
+    assert!(most < before + MEMORY, "{before} bytes before, {most} at most since");
     assert!(!log.contains("panicked"), "{log}");
 }
 
@@ -363,7 +357,7 @@ fn a_peer_that_speaks_in_single_bytes_to_a_reader_that_stalls_costs_what_it_says
         if h2::frames(&heard).iter().any(is_pong) { Ok(()) } else { Err(format!("{heard:?}")) }
     });
     assert!(left > 200_000, "only {left} single bytes had room");
-    let grown = resident(node.agent_id()).saturating_sub(before);
+    let grown = peak(node.agent_id()).saturating_sub(before);
     assert!(grown < 16 << 20, "{left} single bytes cost {grown}");
 }
 

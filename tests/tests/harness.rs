@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_tests::{
-    Mesh, Setup, plain,
+    LIMIT, Mesh, Setup, eventually, plain,
     protocol::{Behaviour, Dial, End},
 };
 
@@ -64,6 +64,26 @@ fn the_counters_on_the_link_count_payload_of_pods_they_were_told_of() {
 
     // One line each way, twice; SYN, FIN and pure acknowledgements do not count.
     assert_eq!((mesh.link().passed().clear, mesh.link().passed().encrypted), (4, 0));
+}
+
+#[test]
+fn the_counters_on_the_link_count_what_is_lost_on_it() {
+    let mesh = plain_networking();
+    let web = mesh.app("web").on("node-a");
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    mesh.link().count(&far.addresses());
+    let conversation = web.opens(far.at(80));
+    conversation.still_works();
+    assert_eq!(mesh.link().passed().clear, 2);
+
+    mesh.link().loses_everything(true);
+    conversation.says("lost at first\n");
+    eventually("it is counted", LIMIT, || match mesh.link().passed().clear {
+        2 => Err("it is not".to_owned()),
+        _ => Ok(()),
+    });
+    mesh.link().loses_everything(false);
+    conversation.hears("lost at first\n");
 }
 
 #[test]

@@ -31,7 +31,20 @@ pub fn check() -> Result<()> {
     if !missing.is_empty() {
         bail!("{DOCUMENT} names tests that are not there: {}", missing.join(", "));
     }
+    let is_held = |text: &str| text.contains("lint") || text.split('`').skip(1).step_by(2).any(is_kept);
+    let bare: Vec<&str> = invariants(section).into_iter().filter(|text| !is_held(text)).collect();
+    if !bare.is_empty() {
+        bail!("{DOCUMENT} has invariants that no test or story holds:\n{}", bare.join("\n"));
+    }
     Ok(())
+}
+
+/// The numbered ones, each with all of its lines.
+fn invariants(section: &str) -> Vec<&str> {
+    let begins = |line: &str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let starts = section.match_indices('\n').map(|(at, _)| at + 1).filter(move |at| begins(&section[*at..]));
+    let starts: Vec<usize> = starts.chain([section.len()]).collect();
+    starts.windows(2).map(|pair| &section[pair[0]..pair[1]]).collect()
 }
 
 /// What stands in backticks and could be the name of a test: two words at least, without paths or calls.
@@ -45,11 +58,17 @@ fn names(section: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use super::names;
+    use super::{invariants, names};
 
     #[test]
     fn names_of_tests_are_told_from_paths_and_programs() {
         let section = "1. Held by `a_test`, `mesh_common::verdict`,\n   `another_1`; `mesh-control` and `authorize` are no tests.";
         assert_eq!(names(section).collect::<Vec<_>>(), ["a_test", "another_1"]);
+    }
+
+    #[test]
+    fn every_numbered_paragraph_is_an_invariant() {
+        let section = "\nEach names a test.\n\n1. One,\n   `held`.\n2. Two.\n";
+        assert_eq!(invariants(section), ["1. One,\n   `held`.\n", "2. Two.\n"]);
     }
 }

@@ -11,6 +11,7 @@ const CRATES: &[&str] = &[
     "mesh-common",
     "mesh-ebpf",
     "mesh-api",
+    "mesh-listen",
     "mesh-agent",
     "mesh-cni",
     "mesh-control",
