@@ -134,6 +134,14 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_others_stay_what_they_are() {
+        // Digits that a parser in a hurry takes for a neighbour of the number.
+        let text = r#"{"plugins": [{"type": "ptp", "weight": 4.444448888888889e44}]}"#;
+        let list = List::read(text).unwrap();
+        assert!(list.text().contains("4.444448888888889e+44"), "{}", list.text());
+    }
+
+    #[test]
     fn a_lone_configuration_becomes_a_list() {
         let text = r#"{"cniVersion": "0.3.1", "name": "net", "type": "bridge", "ipam": {"type": "host-local"}}"#;
         let list = List::read(text).unwrap().with(&entry());
