@@ -11,12 +11,17 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal};
 
-use crate::{cgroup::Cgroup, eventually::eventually, namespace::Namespace};
+use crate::{
+    cgroup::Cgroup,
+    eventually::{LIMIT, eventually},
+    namespace::Namespace,
+};
 
 /// Where a process runs.
 #[derive(Debug, Clone)]
@@ -105,7 +110,16 @@ impl Process {
     }
 
     pub(crate) fn spawn(mut command: Command, log: &Path) -> Self {
-        let child = command.spawn();
+        let begun = Instant::now();
+        // A program that was just written: what another thread starts in that moment holds its file open until it is another.
+        let child = loop {
+            match command.spawn() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && begun.elapsed() < LIMIT => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                child => break child,
+            }
+        };
         let child = child.unwrap_or_else(|error| {
             panic!("cannot start {:?}: {error}; run `cargo xtask setup` and `cargo xtask build`", command.get_program())
         });
