@@ -53,17 +53,25 @@ fn ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Resident memory of a process, bytes; its peak is counted anew from here.
+/// Resident memory of a process, bytes.
 ///
 /// # Panics
 /// When it does not run.
 pub fn resident(id: u32) -> u64 {
-    // Source: Linux, Documentation/filesystems/proc.rst, clear_refs.
-    fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs");
     memory(id, "VmRSS:")
 }
 
-/// The most resident memory that a process has had since [`resident`] was asked, bytes.
+/// The same; its [`peak`] begins anew.
+///
+/// # Panics
+/// When it does not run.
+pub fn begin_peak(id: u32) -> u64 {
+    // Source: Linux, Documentation/filesystems/proc.rst, clear_refs.
+    fs::write(format!("/proc/{id}/clear_refs"), "5").expect("it runs");
+    resident(id)
+}
+
+/// The most resident memory that a process has had since [`begin_peak`], bytes.
 ///
 /// # Panics
 /// When it does not run.

@@ -11,7 +11,7 @@ use std::{
 use mesh_tests::{
     Mesh, Setup,
     attack::{self, Attacker, h2},
-    cost::{peak, resident},
+    cost::{begin_peak, peak},
     eventually,
     forge::{Authority, Credentials},
     namespace::Namespace,
@@ -154,7 +154,7 @@ fn whatever_comes_to_the_port_of_tunnels_is_ended_and_counted_and_costs_others_n
     let sealed = || Attacker::sealed(outside, to, credentials()).expect("a tunnel");
     let ground = Ground { listener: "15008", metrics: &|| node.metrics(), log: &|| node.agent_log() };
     web.dial(&other).is_answered();
-    let before = resident(node.agent_id());
+    let before = begin_peak(node.agent_id());
 
     let call = || Some(web.dial(&other)).filter(|dialled| dialled.was_answered()).map(drop).ok_or("no answer".into());
     while_others_are_served(call, || {
@@ -203,7 +203,7 @@ fn whatever_comes_to_the_control_daemon_is_ended_and_counted_and_keeps_no_agent_
     let to = control.address();
     let sealed = || Attacker::sealed(outside, to, None).expect("a connection");
     let plain = |bytes: &[u8]| Attacker::plain(outside, to).expect("a listener").sends(bytes).is_ended();
-    let before = resident(control.id());
+    let before = begin_peak(control.id());
 
     // As an agent connects, from its own address.
     let node = &mesh.node("node-a").system().namespace;
@@ -249,7 +249,7 @@ fn whatever_comes_to_the_ports_of_a_node_and_to_the_admin_socket_is_ended_and_co
     let mesh = Mesh::with(Setup { nodes: vec!["node-a".to_owned()], ..Setup::default() });
     let node = mesh.node("node-a");
     let (metrics, log) = (|| node.metrics(), || node.agent_log());
-    let before = resident(node.agent_id());
+    let before = begin_peak(node.agent_id());
     let call = || {
         node.admin().list().map_err(|status| status.to_string())?;
         let ready =
@@ -340,7 +340,7 @@ fn a_peer_that_speaks_in_single_bytes_to_a_reader_that_stalls_costs_what_it_says
     };
     let mut peer = open(80, &[]);
     let left = fill(&mut peer);
-    let before = resident(node.agent_id());
+    let before = begin_peak(node.agent_id());
 
     let singles = h2::frame(h2::DATA, 0, 1, b"x").repeat(left);
     singles.chunks(1 << 20).for_each(|part| {
