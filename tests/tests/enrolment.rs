@@ -8,7 +8,7 @@ use std::{
 
 use mesh_api::proto::admin::{EnrolRequest, SocketRow, WorkloadRow, enrol_request::NetworkNamespace};
 use mesh_tests::{
-    App, LIMIT, Mesh, Setup,
+    App, LIMIT, Mesh,
     conversation::Conversation,
     eventually,
     node::Node,
@@ -358,54 +358,4 @@ fn a_pod_that_dies_without_a_word_is_cleaned_up_within_two_seconds() {
     });
     other.dial(&far).is_answered();
     far.dial_at(other.at(80)).is_answered();
-}
-
-#[test]
-fn a_pod_fails_open_only_where_it_asks_for_it_and_the_mesh_allows_it_and_only_outbound() {
-    let mesh = Mesh::with(Setup { settings: "  allowFailOpen: true\n".to_owned(), ..Setup::default() });
-    mesh.lets_some_pass_in_the_clear();
-    let node = mesh.node("node-a");
-    let far = mesh.app("far").on("node-b").echoing_on(80);
-    let asks = mesh.app("asks").late().on("node-a").echoing_on(80);
-    let asks_not = mesh.app("asks-not").on("node-a");
-    mesh.settle();
-    let mut request = asks.enrolment();
-    request.fail_open = true;
-    eventually("the mesh's setting is known", LIMIT, || {
-        node.admin().enrol(request.clone()).map_err(|status| status.to_string())
-    });
-    let shown = |is_open: bool| {
-        eventually("meshctl shows who fails open", LIMIT, || {
-            let pods = node.meshctl_json(&["pods"]);
-            let rows = pods["pods"].as_array().into_iter().flatten();
-            let open: Vec<_> = rows.filter(|row| row["fail_open"] == true).map(|row| row["name"].clone()).collect();
-            let expected = if is_open { vec![serde_json::json!("asks")] } else { vec![] };
-            if open == expected { Ok(()) } else { Err(format!("{open:?} of {pods}")) }
-        });
-    };
-    let counted = || node.metrics().sum("mesh_steering_total", &[("reason", "outbound_fail_open")]);
-    asks.reaches(far.at(80));
-
-    shown(true);
-    node.kill_agent();
-    asks.dial(&far).is_answered();
-    asks_not.dial(&far).is_refused();
-    far.dial(&asks).is_refused();
-    node.start_agent();
-    node.is_ready();
-    assert_eq!(counted(), 1.0);
-
-    mesh.set("  allowFailOpen: false\n");
-    shown(false);
-    node.kill_agent();
-    asks.dial(&far).is_refused();
-    asks_not.dial(&far).is_refused();
-    node.start_agent();
-    node.is_ready();
-    asks.reaches(far.at(80));
-    assert_eq!(counted(), 1.0);
-    // Who comes now and asks is told at once.
-    node.admin().withdraw(asks.uid()).expect("it is enrolled");
-    let status = node.admin().enrol(request).expect_err("the mesh does not allow it any more");
-    assert!(status.message().contains("allowFailOpen"), "{status:?}");
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_tests::{App, Mesh, Setup, client::Client, eventually, plain, protocol::Dial};
+use mesh_tests::{App, LIMIT, Mesh, Setup, client::Client, eventually, plain, protocol::Dial};
 
 struct Pods {
     web: App,
@@ -142,25 +142,26 @@ fn the_kubelet_the_pod_itself_and_pods_outside_the_mesh_need_no_agent() {
                   name: strict\nspec:\n  mtls: {mode: STRICT}\n";
     mesh.apply("strict.yaml", strict);
     mesh.settle();
-    eventually("plaintext is refused", mesh_tests::LIMIT, || {
+    eventually("plaintext is refused", LIMIT, || {
         let dialled = plain_client.dial(&probed);
         if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
     });
 
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    probed.reaches(far.at(80));
     let hung = || {
         node.hang_agent();
-        // Its heartbeat is late.
-        std::thread::sleep(Duration::from_secs(4));
+        eventually("its heartbeat is late", LIMIT, || {
+            let dialled = probed.dial_with(Dial { limit_ms: 500, ..plain(far.at(80)) });
+            if dialled.was_refused() { Ok(()) } else { Err(format!("{:?}", dialled.report())) }
+        });
     };
-    let dead = || {
-        node.resume_agent();
-        node.kill_agent();
-    };
+    let dead = || node.kill_agent();
     let starting = || {
         mesh.control().kill();
         std::fs::remove_file(node.cached_view()).expect("the View was kept");
         node.start_agent();
-        eventually("it waits for a View", mesh_tests::LIMIT, || match node.admin().status() {
+        eventually("it waits for a View", LIMIT, || match node.admin().status() {
             Ok(status) if status.state == "starting" => Ok(()),
             other => Err(format!("{other:?}")),
         });
@@ -288,4 +289,54 @@ fn a_pod_whose_port_is_taken_while_the_agent_is_away_is_refused_until_it_is_free
     drop(taken);
     web.reaches(far.at(80));
     assert_eq!(state(), "ready");
+}
+
+#[test]
+fn a_pod_fails_open_only_where_it_asks_for_it_and_the_mesh_allows_it_and_only_outbound() {
+    let mesh = Mesh::with(Setup { settings: "  allowFailOpen: true\n".to_owned(), ..Setup::default() });
+    mesh.lets_some_pass_in_the_clear();
+    let node = mesh.node("node-a");
+    let far = mesh.app("far").on("node-b").echoing_on(80);
+    let asks = mesh.app("asks").late().on("node-a").echoing_on(80);
+    let asks_not = mesh.app("asks-not").on("node-a");
+    mesh.settle();
+    let mut request = asks.enrolment();
+    request.fail_open = true;
+    eventually("the mesh's setting is known", LIMIT, || {
+        node.admin().enrol(request.clone()).map_err(|status| status.to_string())
+    });
+    let shown = |is_open: bool| {
+        eventually("meshctl shows who fails open", LIMIT, || {
+            let pods = node.meshctl_json(&["pods"]);
+            let rows = pods["pods"].as_array().into_iter().flatten();
+            let open: Vec<_> = rows.filter(|row| row["fail_open"] == true).map(|row| row["name"].clone()).collect();
+            let expected = if is_open { vec![serde_json::json!("asks")] } else { vec![] };
+            if open == expected { Ok(()) } else { Err(format!("{open:?} of {pods}")) }
+        });
+    };
+    let counted = || node.metrics().sum("mesh_steering_total", &[("reason", "outbound_fail_open")]);
+    asks.reaches(far.at(80));
+
+    shown(true);
+    node.kill_agent();
+    asks.dial(&far).is_answered();
+    asks_not.dial(&far).is_refused();
+    far.dial(&asks).is_refused();
+    node.start_agent();
+    node.is_ready();
+    assert_eq!(counted(), 1.0);
+
+    mesh.set("  allowFailOpen: false\n");
+    shown(false);
+    node.kill_agent();
+    asks.dial(&far).is_refused();
+    asks_not.dial(&far).is_refused();
+    node.start_agent();
+    node.is_ready();
+    asks.reaches(far.at(80));
+    assert_eq!(counted(), 1.0);
+    // Who comes now and asks is told at once.
+    node.admin().withdraw(asks.uid()).expect("it is enrolled");
+    let status = node.admin().enrol(request).expect_err("the mesh does not allow it any more");
+    assert!(status.message().contains("allowFailOpen"), "{status:?}");
 }
