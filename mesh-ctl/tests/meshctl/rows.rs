@@ -247,12 +247,12 @@ pub fn checks() -> Vec<CheckRow> {
         remedy: remedy.into(),
     };
     vec![
-        row("kernel", "ok", "Linux 6.12, BTF is there", ""),
+        row("kernel_version", "ok", "6.12", ""),
         row(
-            "hooks",
+            "other_programs",
             "warning",
-            "another program is attached to connect4",
-            "make sure that it does not rewrite addresses",
+            "other programs on our hooks: connect4: 1",
+            "see that they leave destinations of enrolled pods alone",
         ),
         row("control", "failed", "10.0.0.1:15012 refuses connections", "start mesh-control; its log says why it ended"),
     ]
