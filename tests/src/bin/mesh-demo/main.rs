@@ -42,8 +42,10 @@ fn play(account: &mut Account<'_>, arguments: &Arguments, interrupt: &Interrupt)
     account.chapter("Setting up: two nodes, a control daemon, an agent on each node");
     let stage = Stage::set(Mesh::new());
     let paths = vec![stage.mesh.directory().to_owned(), stage.cgroup()];
-    let trace = Trace { prefix: stage.prefix(), paths, programs: stage.programs() };
+    let mut trace = Trace { prefix: stage.prefix(), paths, programs: stage.programs() };
     scenes::play(account, &stage);
+    // An agent that was started again has loaded its own.
+    trace.programs.extend(stage.programs());
     if !arguments.check && !account.is_interrupted() {
         stage.invite();
         interrupt.wait();
